@@ -1,0 +1,73 @@
+# How every folder is built: one static library, warnings, fixed floating-point rules.
+
+set(CMAKE_C_STANDARD 11)
+set(CMAKE_C_STANDARD_REQUIRED ON)
+set(CMAKE_C_EXTENSIONS ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_C_VISIBILITY_PRESET hidden)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_C_FLAGS_RELEASE "-O3")
+set(CMAKE_C_FLAGS_DEBUG "-O1 -g")
+
+add_library(shoal_rules INTERFACE)
+target_include_directories(shoal_rules INTERFACE ${PROJECT_SOURCE_DIR})
+target_compile_definitions(shoal_rules INTERFACE _GNU_SOURCE SHOAL_VERSION="${PROJECT_VERSION}")
+target_compile_options(
+    shoal_rules
+    INTERFACE -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wvla -Wno-unknown-pragmas
+              # Bits must not depend on the compiler: no contraction, and fma only where written.
+              -ffp-contract=off -fno-math-errno -fno-trapping-math)
+if(SHOAL_WERROR)
+    target_compile_options(shoal_rules INTERFACE -Werror)
+endif()
+if(SHOAL_SANITIZE)
+    target_compile_options(shoal_rules INTERFACE -fsanitize=address,undefined -fno-omit-frame-pointer)
+    target_link_options(shoal_rules INTERFACE -fsanitize=address,undefined)
+endif()
+target_link_libraries(shoal_rules INTERFACE Threads::Threads m)
+
+# shoal_folder(NAME SOURCES... [LINKS targets...] [ISA kernel sources...])
+# ISA sources are compiled three times, with SHOAL_ISA = scalar, avx2 and avx512; each names its
+# symbols with ISA_NAME(x) from runtime/base/isa.h.
+function(shoal_folder name)
+    cmake_parse_arguments(arg "" "" "SOURCES;LINKS;ISA" ${ARGN})
+    add_library(shoal_${name} STATIC ${arg_SOURCES})
+    target_link_libraries(shoal_${name} PUBLIC shoal_rules ${arg_LINKS})
+    set_property(GLOBAL APPEND PROPERTY SHOAL_FOLDERS shoal_${name})
+    set(flags_scalar "")
+    set(flags_avx2 -mavx2 -mfma -mf16c -mtune=haswell)
+    set(flags_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
+                     -mprefer-vector-width=512)
+    foreach(isa scalar avx2 avx512)
+        if(arg_ISA)
+            add_library(shoal_${name}_${isa} OBJECT ${arg_ISA})
+            target_link_libraries(shoal_${name}_${isa} PRIVATE shoal_rules ${arg_LINKS})
+            target_compile_definitions(shoal_${name}_${isa} PRIVATE SHOAL_ISA=${isa})
+            target_compile_options(shoal_${name}_${isa} PRIVATE ${flags_${isa}})
+            target_sources(shoal_${name} PRIVATE $<TARGET_OBJECTS:shoal_${name}_${isa}>)
+        endif()
+    endforeach()
+endfunction()
+
+# shoal_test(NAME SOURCES... LINKS folders...): a Criterion binary, one ctest entry.
+function(shoal_test name)
+    cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;LINKS" ${ARGN})
+    add_executable(test_${name} ${arg_SOURCES})
+    target_link_libraries(test_${name} PRIVATE ${arg_LINKS} PkgConfig::CRITERION)
+    target_compile_definitions(test_${name} PRIVATE SHOAL_BUILD_DIR="${CMAKE_BINARY_DIR}"
+                                                    SHOAL_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+    target_compile_options(test_${name} PRIVATE -Wno-missing-field-initializers)
+    if(NOT arg_TIMEOUT)
+        set(arg_TIMEOUT 300)
+    endif()
+    add_test(NAME ${name} COMMAND test_${name})
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT})
+endfunction()
+
+# shoal_worker(NAME SOURCES... LINKS folders...): a plain program for mpirun (0 pass, 1 fail, 77 skip).
+function(shoal_worker name)
+    cmake_parse_arguments(arg "" "" "SOURCES;LINKS" ${ARGN})
+    add_executable(${name} ${arg_SOURCES})
+    target_link_libraries(${name} PRIVATE ${arg_LINKS})
+    set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/world)
+endfunction()

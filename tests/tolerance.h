@@ -1,0 +1,90 @@
+#pragma once
+
+/*
+ * Every tolerance of the tests, with its derivation.  Relative errors are
+ * |got - want| / max(|want|, scale of the sum) unless a test says otherwise.
+ */
+
+/* Smallest relative spacing: fp32 2^-24 (half ulp), bf16 2^-9 (half ulp of an 8-bit significand). */
+#define TOL_F32_ROUND  5.97e-8
+#define TOL_BF16_ROUND 1.96e-3
+
+/*
+ * Normals against Box-Muller in double, relative to the radius, in half ulps of 2^-24.  Radius: log
+ * 3 (halved by the root), root 1, product with std 1; angle at most pi/4 with
+ * three roundings: 2.4; sine or cosine 3; last product 1.  Sum 9.9, taken as 12.
+ */
+#define TOL_BOX_MULLER (12 * 5.97e-8)
+
+/*
+ * AdamW in fp32 against double, with beta1 = 0.9, beta2 = 0.95 and u = 2^-24.
+ * m: a step adds at most 4 u |g|max (scale and product of g, product of m, sum); the scalars are
+ *    off by u each; an error fades by beta1 per step, so the sum is below 6 / (1 - beta1) u |g|max.
+ * v: all terms are positive, each step multiplies by at most 1 + 5 u.
+ * p: a step rounds p twice (2 u |p|, 1 u for the scalar of decay) and moves it by lr * m / denom,
+ *    where |g|max / denom is at most 4 in the tests: 60 u * 4 from m, some 20 u from v, the root,
+ *    the quotient and the scalars.
+ */
+#define TOL_ADAMW_M               (60 * TOL_F32_ROUND)
+#define TOL_ADAMW_V(steps)        ((steps)*5 * TOL_F32_ROUND)
+#define TOL_ADAMW_P(steps, p, lr) ((steps)*TOL_F32_ROUND * (3 * (p) + 260 * (lr)))
+
+/*
+ * Whole decoders of two blocks.  A forward is a chain of about 20 stages (norm, product, attention,
+ * activation, sum, ...).  With fp32 each adds an error of about 2 half ulps of its row's scale,
+ * in quadrature 9; logits are at most as large as the loss.  16 half ulps of the loss are allowed.
+ * A backward doubles the chain, and an element of a gradient is up to 5 times its tensor's rms:
+ * 2 * sqrt(40) * 5 = 63 half ulps of the rms; 160 are allowed.
+ * AdamW divides by |g|: an element with |g| = rms/100 has a relative error of 100 * 63 half ulps,
+ * hence 4e-4, and moves by 20 * lr = 0.02 in 20 steps: 8e-6 or 1.1e-4 of the weights' rms (0.072),
+ * if the errors of all steps agree; half of that is allowed.
+ */
+#define TOL_MODEL_LOSS   (16 * TOL_F32_ROUND)
+#define TOL_MODEL_GRAD   (160 * TOL_F32_ROUND)
+#define TOL_MODEL_WEIGHT 5.5e-5
+
+/*
+ * The same chain with bf16 between the stages: one half ulp of 2^-9 each, sqrt(20) in quadrature,
+ * of the logits' standard deviation, which is at most 0.45 of the loss in the tests: 2 half ulps.
+ */
+#define TOL_MODEL_BF16_LOSS (2 * TOL_BF16_ROUND)
+
+/*
+ * Central differences of the fp32 loss along a tensor's gradient g, step h = 0.02.  Truncation is
+ * h^2 / 6 times the third derivative, which is up to 60 |g| in these models: 4e-3.  Rounding of the
+ * loss (5 half ulps of 5.4) over h |g|, with |g| above 0.02: 4e-3.
+ */
+#define TOL_MODEL_SLOPE 1e-2
+
+/*
+ * ops, relative to the largest element of the array (array_expect), u = 2^-24.
+ * fp32: sums of at most 800 terms in the tests; their errors grow like the root of the number of
+ *   terms, sqrt(800) u < 29 u, each term itself a few roundings (exp: 2 ulp = 4 u): taken as 128 u.
+ * bf16 output: one rounding of an fp32 result and the fp32 error.  A significand of 8 bits rounds
+ *   numbers just above a power of two by 2^-8 of their size at most.
+ * bf16 attention gradient: delta = dY · Y uses the rounded Y beside the output's own rounding.
+ * bf16 head gradient: dlogits are rounded before the products, dx once more.
+ * head over 200,003 words: dx sums that many terms of mixed sign: sqrt(2e5) u = 450 u.
+ */
+#define TOL_OPS_BF16_ROUND          3.91e-3
+#define TOL_OPS_F32                 (128 * TOL_F32_ROUND)
+#define TOL_OPS_BF16_OUT            (TOL_OPS_BF16_ROUND + TOL_OPS_F32)
+#define TOL_OPS_BF16_ATTENTION_GRAD (2 * TOL_OPS_BF16_ROUND + TOL_OPS_F32)
+#define TOL_OPS_BF16_HEAD_GRAD      (2 * TOL_OPS_BF16_ROUND + TOL_OPS_F32)
+#define TOL_OPS_F32_HEAD_LONG       (450 * TOL_F32_ROUND)
+
+/* Losses, absolute: logits up to 20 with 128 u of relative error. */
+#define TOL_OPS_LOSS (20 * TOL_OPS_F32)
+
+/*
+ * exp16: reduction and Taylor remainder 0.1 ulp, the polynomial's last steps one rounding each of
+ * r²-terms, r and 1: below 2 ulp.  log: eleven terms in double, the sum of two parts: 4 u64.
+ */
+#define TOL_OPS_EXP_ULP 2.0
+#define TOL_OPS_LOG     (4 * 1.2e-16)
+
+/*
+ * Two fp32 sums of the same R terms in different orders, relative to the sum of magnitudes: each
+ * of the R - 1 additions rounds by at most half an ulp, in both sums.
+ */
+#define TOL_F32_SUM_ORDER(R) (2.0 * ((R)-1) * TOL_F32_ROUND)

@@ -1,0 +1,377 @@
+#include "comm/comm_internal.h"
+#include "runtime/base/arena.h"
+#include "runtime/base/host.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Start, window and end of the communication. */
+
+#define DEFAULT_TIMEOUT_S   30.0
+#define DEFAULT_HEARTBEAT_S 0.1
+#define CLOSE_WAIT_S        1.0 /* for peers to learn of a failure */
+#define FINALIZE_LIMIT_S    5.0
+
+/* ---- start ---- */
+
+static bool has_launcher(void)
+{
+    return getenv("PMI_RANK") != NULL || getenv("PMI_FD") != NULL || getenv("PMI_PORT") != NULL ||
+           getenv("PMIX_RANK") != NULL;
+}
+
+/*
+ * Die with the launcher: when hydra's proxy is killed its ranks would live on, spinning.  Not
+ * without a launcher: a run started from a shell may outlive the shell (nohup).
+ */
+static shoal_status die_with_parent(void)
+{
+    pid_t parent = getppid();
+
+    if (!has_launcher())
+        return SHOAL_OK;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent)
+        return fail(SHOAL_ERR_UNAVAILABLE, "launcher (pid %d) died while the rank started",
+                    (int)parent);
+    return SHOAL_OK;
+}
+
+static shoal_status take_params(struct comm *comm, const struct comm_params *params)
+{
+    struct comm_params given = params != NULL ? *params : (struct comm_params){0};
+
+    comm->timeout_s = given.timeout_s > 0 ? given.timeout_s : DEFAULT_TIMEOUT_S;
+    comm->heartbeat_s = given.heartbeat_s > 0 ? given.heartbeat_s : DEFAULT_HEARTBEAT_S;
+    comm->ring = given.ring;
+    if (comm->heartbeat_s < 1e-3 || comm->heartbeat_s > PATIENCE_GAP_S / 2)
+        return fail(SHOAL_ERR_CONFIG, "comm heartbeat %g s: expected 0.001 to %g",
+                    comm->heartbeat_s, PATIENCE_GAP_S / 2);
+    if (comm->timeout_s < 4 * comm->heartbeat_s)
+        return fail(SHOAL_ERR_CONFIG,
+                    "comm timeout %g s: expected at least four heartbeats of %g s", comm->timeout_s,
+                    comm->heartbeat_s);
+    if (given.ranks_per_host < 0)
+        return fail(SHOAL_ERR_CONFIG, "comm ranks_per_host %d: expected 0 or more",
+                    given.ranks_per_host);
+    return SHOAL_OK;
+}
+
+static void name_library(char *out, size_t n_bytes)
+{
+    char text[MPI_MAX_LIBRARY_VERSION_STRING];
+    char version[32];
+    int n;
+
+    MPI_Get_library_version(text, &n);
+    if (sscanf(text, "MPICH Version: %31s", version) == 1) {
+        snprintf(out, n_bytes, "MPICH %s", version);
+        return;
+    }
+    snprintf(out, n_bytes, "%.*s", (int)strcspn(text, "\n,"), text);
+}
+
+static shoal_status mpi_start(struct comm *comm)
+{
+    int is_started = 0, provided = 0;
+
+    MPI_Initialized(&is_started);
+    if (is_started)
+        return fail(SHOAL_ERR_INTERNAL, "comm_open: MPI is started already");
+    SHOAL_TRY(mpi_check(MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &provided), "start MPI"));
+    name_library(comm->library, sizeof comm->library);
+    comm->world = MPI_COMM_WORLD;
+    MPI_Comm_set_errhandler(comm->world, MPI_ERRORS_RETURN);
+    if (provided < MPI_THREAD_MULTIPLE)
+        return fail(SHOAL_ERR_UNAVAILABLE,
+                    "%s gives thread level %d, expected MPI_THREAD_MULTIPLE (%d)", comm->library,
+                    provided, MPI_THREAD_MULTIPLE);
+    return SHOAL_OK;
+}
+
+/* All ranks proceed or none: the failure of any is the failure of all. */
+static shoal_status agree_by_mpi(const struct comm *comm, shoal_status status)
+{
+    int own = status != SHOAL_OK, failures = 0;
+
+    SHOAL_TRY(mpi_check(MPI_Allreduce(&own, &failures, 1, MPI_INT, MPI_SUM, comm->world),
+                        "agree on the start"));
+    if (status != SHOAL_OK || failures == 0)
+        return status;
+    return fail(SHOAL_ERR_UNAVAILABLE, "%d other ranks could not start", failures);
+}
+
+static shoal_status open_control(struct comm *comm)
+{
+    size_t n_bytes = control_bytes(comm->local_size, comm->host_count);
+    shoal_status status = SHOAL_OK;
+    int fd = -1;
+
+    if (is_leader(comm)) {
+        status = memory_make("shoal-control", n_bytes, &comm->control_memory);
+        fd = status == SHOAL_OK ? comm->control_memory.fd : -1;
+    }
+    SHOAL_TRY(mpi_check(MPI_Bcast(&fd, 1, MPI_INT, 0, comm->local), "share the control area"));
+    if (!is_leader(comm))
+        status = fd < 0
+                     ? fail(SHOAL_ERR_UNAVAILABLE, "rank %d made no control area",
+                            leader_of(comm, comm->host))
+                     : memory_attach("shoal-control", comm->ranks[leader_of(comm, comm->host)].pid,
+                                     fd, n_bytes, &comm->control_memory);
+    SHOAL_TRY(agree_by_mpi(comm, status));
+    control_bind(comm);
+    return SHOAL_OK;
+}
+
+static shoal_status allocate(struct comm *comm)
+{
+    int most = comm->local_size > comm->host_count ? comm->local_size : comm->host_count;
+
+    comm->inputs = calloc((size_t)most, sizeof *comm->inputs);
+    comm->verdicts = calloc((size_t)comm->size, sizeof *comm->verdicts);
+    if (comm->inputs == NULL || comm->verdicts == NULL)
+        return fail(SHOAL_ERR_NOMEM, "communication of %d ranks: out of memory", comm->size);
+    if (comm->host_count == 1)
+        return SHOAL_OK;
+    void *staging;
+
+    SHOAL_TRY(pages_alloc("exchange between hosts", (size_t)2 * WIRE_JOBS * PIECE_BYTES, &staging));
+    comm->staging = staging;
+    comm->staging_bytes = (size_t)2 * WIRE_JOBS * PIECE_BYTES;
+    return SHOAL_OK;
+}
+
+/* Spin before sleeping only where every rank of the machine has a core of its own. */
+static int choose_spins(const struct comm *comm)
+{
+    return host_cpus() >= comm->ranks[comm->rank].node_ranks ? 2000 : 20;
+}
+
+static shoal_status start_threads(struct comm *comm, int *socket_fd)
+{
+    if (comm->host_count > 1) {
+        SHOAL_TRY(links_create(comm, *socket_fd, &comm->links));
+        *socket_fd = -1;
+    }
+    if (comm->size > 1 && (comm->host_count > 1 || comm->ring))
+        SHOAL_TRY(wire_create(comm, &comm->wire));
+    if (comm->size > 1)
+        SHOAL_TRY(watchdog_create(comm, &comm->watchdog));
+    return SHOAL_OK;
+}
+
+static shoal_status connect_ranks(struct comm *comm, int ranks_per_host)
+{
+    uint16_t port = 0;
+    int socket_fd = -1;
+
+    shoal_status status = links_socket(&socket_fd, &port);
+    SHOAL_TRY_GOTO(agree_by_mpi(comm, status), err_close);
+    SHOAL_TRY_GOTO(topology_discover(comm, ranks_per_host, port), err_close);
+    comm->token = ((uint64_t)getpid() << 32) ^ (uint64_t)(clock_wall() * 1e6);
+    SHOAL_TRY_GOTO(
+        mpi_check(MPI_Bcast(&comm->token, (int)sizeof comm->token, MPI_BYTE, 0, comm->world),
+                  "share the run's token"),
+        err_close);
+    SHOAL_TRY_GOTO(open_control(comm), err_close);
+    witness_brief(&comm->witness, comm);
+    comm->spins = choose_spins(comm);
+    status = allocate(comm);
+    SHOAL_TRY_GOTO(agree_by_mpi(comm, status), err_close);
+    MPI_Comm_free(&comm->local);
+    status = start_threads(comm, &socket_fd);
+    /* The last MPI call of this thread: from here on only the communication thread makes them. */
+    status = agree_by_mpi(comm, status);
+
+err_close:
+    if (socket_fd >= 0)
+        close(socket_fd);
+    return status;
+}
+
+static bool is_one_machine(const struct comm *comm)
+{
+    return comm->ranks == NULL || comm->ranks[comm->rank].node_ranks == comm->size;
+}
+
+static void release(struct comm *comm)
+{
+    memory_release(&comm->window);
+    memory_release(&comm->control_memory);
+    if (comm->staging != NULL)
+        pages_free(comm->staging, comm->staging_bytes);
+    free(comm->verdicts);
+    free(comm->inputs);
+    free(comm->ranks);
+    free(comm);
+}
+
+shoal_status comm_open(const struct comm_params *params, struct comm **comm_out)
+{
+    struct comm *comm = calloc(1, sizeof *comm);
+    shoal_status status;
+
+    if (comm == NULL)
+        return fail(SHOAL_ERR_NOMEM, "comm_open: out of memory");
+    SHOAL_TRY_GOTO(take_params(comm, params), err_release);
+    SHOAL_TRY_GOTO(die_with_parent(), err_release);
+    witness_begin(&comm->witness, has_launcher());
+    SHOAL_TRY_GOTO(mpi_start(comm), err_witness);
+    SHOAL_TRY_GOTO(connect_ranks(comm, params != NULL ? params->ranks_per_host : 0), err_threads);
+    *comm_out = comm;
+    return SHOAL_OK;
+
+err_threads:
+    atomic_store(&comm->is_closing, true);
+    watchdog_destroy(comm->watchdog);
+    wire_destroy(comm->wire);
+    links_destroy(comm->links);
+    end_finalize(status, is_one_machine(comm), FINALIZE_LIMIT_S);
+err_witness:
+    witness_end(&comm->witness);
+err_release:
+    release(comm);
+    return status;
+}
+
+/* ---- end ---- */
+
+/* After a failure: give the ranks of this host a moment to learn of it.  True if all did. */
+static bool wait_for_closing(const struct comm *comm, double limit_s)
+{
+    const struct timespec nap = {.tv_nsec = 5 * 1000 * 1000};
+    struct patience patience;
+
+    patience_start(&patience);
+    do {
+        int n_closing = 0;
+
+        for (int l = 0; l < comm->local_size; l++)
+            n_closing += atomic_load(&comm->control_ranks[l].is_closing) != 0;
+        if (n_closing == comm->local_size)
+            return true;
+        nanosleep(&nap, NULL);
+    } while (patience_spent(&patience) < limit_s);
+    return false;
+}
+
+/* The last meeting of a good run. */
+static shoal_status close_together(struct comm *comm)
+{
+    call_enter(comm, CALL_CLOSE, 0);
+    SHOAL_TRY(call_meet(comm));
+    if (comm->host_count > 1)
+        return wire_run(comm, &(struct wire_job){.kind = WIRE_BARRIER});
+    return SHOAL_OK;
+}
+
+void comm_close(struct comm *comm, shoal_status status)
+{
+    bool all_are_here = true;
+
+    if (comm == NULL)
+        return;
+    /* Before the last meeting: after it ranks leave, and nobody may take that for a death. */
+    atomic_store(&comm->is_closing, true);
+    if (status == SHOAL_OK) {
+        witness_dismiss(&comm->witness);
+        status = close_together(comm);
+    }
+    atomic_store(&comm->self->is_closing, 1);
+    if (status != SHOAL_OK) {
+        comm_fail(comm, status);
+        all_are_here = wait_for_closing(comm, CLOSE_WAIT_S);
+    }
+    witness_dismiss(&comm->witness);
+    watchdog_destroy(comm->watchdog);
+    if (!wire_destroy(comm->wire) || !all_are_here)
+        end_abort(status);
+    links_destroy(comm->links);
+    end_finalize(status, is_one_machine(comm), FINALIZE_LIMIT_S);
+    witness_end(&comm->witness);
+    release(comm);
+}
+
+void comm_fail(struct comm *comm, shoal_status status)
+{
+    char text[BOARD_TEXT_BYTES];
+
+    if (status == SHOAL_OK || board_is_set(comm))
+        return;
+    snprintf(text, sizeof text, "rank %d (%s): %s", comm->rank, comm->ranks[comm->rank].host_name,
+             shoal_last_error());
+    board_post(comm, status, comm->rank, text);
+}
+
+void comm_note(struct comm *comm, int64_t step, const char *what)
+{
+    note_write(&comm->self->note, step, what);
+    atomic_fetch_add_explicit(&comm->self->progress, 1, memory_order_relaxed);
+}
+
+/* ---- questions ---- */
+
+int comm_rank(const struct comm *comm)
+{
+    return comm->rank;
+}
+
+int comm_size(const struct comm *comm)
+{
+    return comm->size;
+}
+
+int comm_local_rank(const struct comm *comm)
+{
+    return comm->local_rank;
+}
+
+int comm_local_size(const struct comm *comm)
+{
+    return comm->local_size;
+}
+
+int comm_host(const struct comm *comm)
+{
+    return comm->host;
+}
+
+int comm_host_count(const struct comm *comm)
+{
+    return comm->host_count;
+}
+
+int comm_node_ranks(const struct comm *comm)
+{
+    return comm->ranks[comm->rank].node_ranks;
+}
+
+int comm_node_rank(const struct comm *comm)
+{
+    return comm->ranks[comm->rank].node_rank;
+}
+
+const char *comm_library(const struct comm *comm)
+{
+    return comm->library;
+}
+
+struct comm_ledger comm_ledger_read(const struct comm *comm)
+{
+    return comm->ledger;
+}
+
+void comm_ledger_reset(struct comm *comm)
+{
+    comm->ledger = (struct comm_ledger){0};
+}
+
+void comm_use_pool(struct comm *comm, struct pool *pool)
+{
+    comm->pool = pool;
+}

@@ -1,0 +1,114 @@
+#include "comm/comm.h"
+#include "runtime/base/log.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+/*
+ * Worker: steps of collectives in which something goes wrong on rank VICTIM at step 3.
+ * Usage: comm_faults MODE RANKS_PER_HOST TIMEOUT_S.  Prints what it learns and returns the
+ * status's exit code, as the trainer does.
+ */
+enum { VICTIM = 1, BAD_STEP = 3, STEPS = 6 };
+
+static void sleep_seconds(double seconds)
+{
+    struct timespec t = {.tv_sec = (time_t)seconds};
+
+    t.tv_nsec = (long)((seconds - (double)t.tv_sec) * 1e9);
+    nanosleep(&t, NULL);
+}
+
+/* A child stops this process for a while, as a debugger or a batch system would. */
+static void stop_for(double seconds)
+{
+    pid_t parent = getpid();
+
+    if (fork() == 0) {
+        sleep_seconds(0.1);
+        kill(parent, SIGSTOP);
+        sleep_seconds(seconds);
+        kill(parent, SIGCONT);
+        _exit(0);
+    }
+    sleep_seconds(0.3);
+}
+
+/* What happens at BAD_STEP, on every rank. */
+static shoal_status misbehave(struct comm *comm, const char *mode)
+{
+    bool is_victim = comm_rank(comm) == VICTIM;
+
+    if (strcmp(mode, "freeze") == 0)
+        stop_for(3.0);
+    if (strcmp(mode, "late") == 0 && !is_victim)
+        sleep_seconds(60);
+    if (!is_victim)
+        return SHOAL_OK;
+    if (strcmp(mode, "kill") == 0)
+        raise(SIGKILL);
+    if (strcmp(mode, "stop") == 0)
+        raise(SIGSTOP);
+    if (strcmp(mode, "pause") == 0)
+        stop_for(0.8);
+    if (strcmp(mode, "hang") == 0)
+        sleep_seconds(60);
+    if (strcmp(mode, "mismatch") == 0)
+        return comm_barrier(comm);
+    if (strcmp(mode, "fail") == 0 || strcmp(mode, "late") == 0)
+        return fail(SHOAL_ERR_IO, "disk is full");
+    for (int i = 0; strcmp(mode, "slow") == 0 && i < 15; i++) {
+        sleep_seconds(0.2);
+        comm_note(comm, BAD_STEP, "writing a long file");
+    }
+    return SHOAL_OK;
+}
+
+static shoal_status run_steps(struct comm *comm, const char *mode)
+{
+    for (int step = 1; step <= STEPS; step++) {
+        int64_t sum = 1;
+
+        comm_note(comm, step, "forward block.2");
+        sleep_seconds(0.06); /* more than a heartbeat */
+        if (step == BAD_STEP)
+            SHOAL_TRY(misbehave(comm, mode));
+        SHOAL_TRY(comm_all_reduce_i64(comm, &sum, 1));
+        if (sum != comm_size(comm))
+            return fail(SHOAL_ERR_INTERNAL, "step %d: %lld ranks counted", step, (long long)sum);
+    }
+    return SHOAL_OK;
+}
+
+int main(int argc, char **argv)
+{
+    struct comm_params params = {.heartbeat_s = 0.05};
+    struct comm *comm;
+
+    if (argc != 4)
+        return 64;
+    params.ranks_per_host = atoi(argv[2]);
+    params.timeout_s = atof(argv[3]);
+    shoal_status status = comm_open(&params, &comm);
+    if (status != SHOAL_OK) {
+        log_failure(shoal_exit_code(status));
+        return 1;
+    }
+    int rank = comm_rank(comm);
+
+    log_init(rank, LOG_NORMAL);
+    status = run_steps(comm, argv[1]);
+    /* One line in one write, so that the ranks' lines do not mix. */
+    char line[2048];
+    int n = snprintf(line, sizeof line, "learned by %d: %d %s\n", rank, (int)status,
+                     status != SHOAL_OK ? shoal_last_error() : "");
+
+    (void)!write(STDERR_FILENO, line, n < (int)sizeof line ? (size_t)n : sizeof line - 1);
+    comm_close(comm, status);
+    return shoal_exit_code(status);
+}

@@ -1,0 +1,342 @@
+#include "optim/optim.h"
+#include "runtime/base/rng.h"
+#include "tests/fixtures/adamw_torch.h"
+#include "tests/tolerance.h"
+
+#include <criterion/criterion.h>
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+enum { N = 1031 };
+
+struct buffers {
+    float grad[N], master[N], m[N], v[N];
+    bf16_t param[N];
+};
+
+static const struct optim_rule *adamw;
+
+static void find_adamw(void)
+{
+    cr_assert_eq(optim_find("adamw", &adamw), SHOAL_OK);
+}
+
+TestSuite(adamw, .init = find_adamw);
+
+static const struct optim_hyper hyper = {
+    .lr = 3e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1};
+
+static struct optim_extent extent_at(struct buffers *b, size_t begin, size_t n)
+{
+    return (struct optim_extent){
+        .n = n,
+        .grad = b->grad + begin,
+        .grad_scale = 0.75f,
+        .decay = true,
+        .master = b->master + begin,
+        .states = {b->m + begin, b->v + begin},
+        .param = b->param + begin,
+    };
+}
+
+static uint32_t bits_of(float x)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static float float_of(uint32_t bits)
+{
+    float x;
+
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static void fill_ordinary(struct buffers *b, uint64_t seed)
+{
+    memset(b, 0, sizeof *b);
+    rng_fill_normal(seed, RNG_STREAM_INIT, 0, 0, N, 0.1f, b->grad);
+    rng_fill_normal(seed, RNG_STREAM_INIT, 1, 0, N, 1.0f, b->master);
+    rng_fill_normal(seed, RNG_STREAM_INIT, 2, 0, N, 0.1f, b->m);
+    rng_fill_normal(seed, RNG_STREAM_INIT, 3, 0, N, 0.1f, b->v);
+    for (int i = 0; i < N; i++)
+        b->v[i] *= b->v[i];
+}
+
+/* Any 32 bits, or one of the values where arithmetic has corners. */
+static float corner_value(uint64_t seed, uint64_t index)
+{
+    static const uint32_t corners[] = {
+        0x00000000, 0x80000000, 0x00000001, 0x80000001, 0x007fffff, 0x00800000, 0x80800000,
+        0x3f800000, 0xbf800000, 0x7f7fffff, 0xff7fffff, 0x7f800000, 0xff800000, 0x7fc00000,
+        0xffc12345, 0x7f800001, 0x1e3ce508, 0x5f000000, 0x2b8cbccc, 0x00012345,
+    };
+    uint32_t x[4];
+
+    rng_block(seed, RNG_STREAM_SAMPLE, 0, index, x);
+    return float_of(x[0] % 3 == 0 ? x[1] : corners[x[2] % (sizeof corners / sizeof corners[0])]);
+}
+
+static void fill_corners(struct buffers *b, uint64_t seed)
+{
+    memset(b, 0, sizeof *b);
+    for (uint64_t i = 0; i < N; i++) {
+        b->grad[i] = corner_value(seed, 4 * i);
+        b->master[i] = corner_value(seed, 4 * i + 1);
+        b->m[i] = corner_value(seed, 4 * i + 2);
+        b->v[i] = corner_value(seed, 4 * i + 3);
+    }
+}
+
+static float stored(float x)
+{
+    return isnan(x) ? float_of(0x7fc00000) : x;
+}
+
+/* The order of operations that optim.h promises, written a second time, one element at a time. */
+static void update_by_the_contract(const struct optim_hyper *h, int64_t step,
+                                   const struct optim_extent *e)
+{
+    const double b1 = 1.0 - pow(h->beta1, (double)step);
+    const double b2 = 1.0 - pow(h->beta2, (double)step);
+
+    for (size_t i = 0; i < e->n; i++) {
+        float g = e->grad[i];
+        float m = e->states[0][i];
+        float v = e->states[1][i];
+        float p = e->master[i];
+
+        g = g * e->grad_scale;
+        m = m * (float)h->beta1;
+        m = m + g * (float)(1.0 - h->beta1);
+        v = v * (float)h->beta2;
+        v = v + (g * (float)(1.0 - h->beta2)) * g;
+        float denom = sqrtf(v);
+        denom = denom * (float)(1.0 / sqrt(b2));
+        denom = denom + (float)h->eps;
+        if (e->decay)
+            p = p * (float)(1.0 - h->lr * h->weight_decay);
+        float u = m / denom;
+        u = u * (float)(h->lr / b1);
+        p = p - u;
+
+        e->states[0][i] = stored(m);
+        e->states[1][i] = stored(v);
+        e->master[i] = stored(p);
+        if (e->param != NULL)
+            e->param[i] = bf16_from_f32(stored(p));
+    }
+}
+
+Test(adamw, scalar_kernel_follows_the_order_written_in_the_header)
+{
+    static struct buffers got;
+    static struct buffers want;
+
+    for (int64_t step = 1; step <= 1000; step = step * 3 + 1) {
+        for (int decay = 0; decay <= 1; decay++) {
+            const struct optim_scalars scalars = adamw->scalars(&hyper, step);
+            struct optim_extent got_extent = extent_at(&got, 0, N);
+            struct optim_extent want_extent = extent_at(&want, 0, N);
+
+            fill_corners(&got, (uint64_t)step);
+            fill_corners(&want, (uint64_t)step);
+            got_extent.decay = want_extent.decay = decay == 1;
+            adamw->kernel_scalar(&scalars, &got_extent);
+            update_by_the_contract(&hyper, step, &want_extent);
+            cr_assert_arr_eq(&got, &want, sizeof got, "step %d", (int)step);
+        }
+    }
+}
+
+static void check_form(const char *isa)
+{
+    static struct buffers got;
+    static struct buffers want;
+    optim_kernel_fn *kernel = optim_kernel_for(adamw, isa);
+
+    if (kernel == NULL)
+        cr_skip_test("this CPU has no %s", isa);
+    for (uint64_t round = 0; round < 300; round++) {
+        const struct optim_scalars scalars = adamw->scalars(&hyper, (int64_t)round + 1);
+        const size_t begin = round % 19;
+        const size_t n = round < 100 ? round : N - begin - round % 7;
+        struct optim_extent got_extent = extent_at(&got, begin, n);
+        struct optim_extent want_extent = extent_at(&want, begin, n);
+
+        (round % 2 == 0 ? fill_corners : fill_ordinary)(&got, round);
+        want = got;
+        if (round % 5 == 0)
+            got_extent.param = want_extent.param = NULL;
+        kernel(&scalars, &got_extent);
+        adamw->kernel_scalar(&scalars, &want_extent);
+        cr_assert_arr_eq(&got, &want, sizeof got, "%zu elements from %zu on", n, begin);
+    }
+}
+
+Test(adamw, avx2_gives_the_bytes_of_the_scalar_form_on_all_inputs)
+{
+    check_form("avx2");
+}
+
+Test(adamw, avx512_gives_the_bytes_of_the_scalar_form_on_all_inputs)
+{
+    check_form("avx512");
+}
+
+Test(adamw, bytes_do_not_depend_on_how_the_extent_is_cut)
+{
+    static struct buffers whole;
+    static struct buffers cut;
+    const struct optim_scalars scalars = adamw->scalars(&hyper, 12);
+
+    fill_ordinary(&whole, 3);
+    const struct optim_extent all = extent_at(&whole, 0, N);
+    adamw->kernel(&scalars, &all);
+    for (size_t piece = 1; piece < 70; piece++) {
+        fill_ordinary(&cut, 3);
+        for (size_t begin = 0; begin < N; begin += piece) {
+            const size_t rest = N - begin;
+            const struct optim_extent part = extent_at(&cut, begin, rest < piece ? rest : piece);
+
+            adamw->kernel(&scalars, &part);
+        }
+        cr_assert_arr_eq(&cut, &whole, sizeof cut, "pieces of %zu", piece);
+    }
+}
+
+Test(adamw, zero_gradient_and_state_move_the_weight_by_decay_alone)
+{
+    static struct buffers b;
+    const struct optim_scalars scalars = adamw->scalars(&hyper, 1);
+    struct optim_extent extent = extent_at(&b, 0, N);
+
+    fill_ordinary(&b, 1);
+    memset(b.grad, 0, sizeof b.grad);
+    memset(b.m, 0, sizeof b.m);
+    memset(b.v, 0, sizeof b.v);
+    const float before = b.master[7];
+    adamw->kernel(&scalars, &extent);
+    cr_assert_eq(bits_of(b.master[7]), bits_of(before * (float)(1.0 - 3e-3 * 0.1)));
+
+    const float decayed = b.master[7];
+    extent.decay = false;
+    adamw->kernel(&scalars, &extent);
+    cr_assert_eq(bits_of(b.master[7]), bits_of(decayed));
+    cr_assert_eq(bits_of(b.m[7]), 0);
+    cr_assert_eq(bits_of(b.v[7]), 0);
+}
+
+/* AdamW as the paper writes it, in double, with bias-corrected moments. */
+struct reference {
+    double p, m, v, largest_grad;
+};
+
+static void reference_step(struct reference *r, const struct optim_hyper *h, int64_t step, double g)
+{
+    r->m = h->beta1 * r->m + (1.0 - h->beta1) * g;
+    r->v = h->beta2 * r->v + (1.0 - h->beta2) * g * g;
+    const double m_hat = r->m / (1.0 - pow(h->beta1, (double)step));
+    const double v_hat = r->v / (1.0 - pow(h->beta2, (double)step));
+    r->p = r->p - h->lr * h->weight_decay * r->p - h->lr * m_hat / (sqrt(v_hat) + h->eps);
+    r->largest_grad = fmax(r->largest_grad, fabs(g));
+}
+
+static void check_close(double got, double want, double tolerance, const char *what, int i)
+{
+    cr_assert_leq(fabs(got - want), tolerance, "%s[%d]: %.9g, expected %.9g within %.2g", what, i,
+                  got, want, tolerance);
+}
+
+Test(adamw, follows_a_trajectory_in_double)
+{
+    enum { STEPS = 100 };
+    static struct buffers b;
+    static struct reference ref[N];
+
+    fill_ordinary(&b, 8);
+    memset(b.m, 0, sizeof b.m);
+    memset(b.v, 0, sizeof b.v);
+    for (int i = 0; i < N; i++)
+        ref[i].p = b.master[i];
+    for (int64_t step = 1; step <= STEPS; step++) {
+        const struct optim_scalars scalars = adamw->scalars(&hyper, step);
+        struct optim_extent extent = extent_at(&b, 0, N);
+
+        rng_fill_normal(8, RNG_STREAM_SAMPLE, (uint64_t)step, 0, N, 0.1f, b.grad);
+        extent.grad_scale = 0.5f;
+        adamw->kernel(&scalars, &extent);
+        for (int i = 0; i < N; i++)
+            reference_step(&ref[i], &hyper, step, 0.5 * b.grad[i]);
+    }
+    for (int i = 0; i < N; i++) {
+        const struct reference *r = &ref[i];
+
+        check_close(b.m[i], r->m, TOL_ADAMW_M * r->largest_grad, "m", i);
+        check_close(b.v[i], r->v, TOL_ADAMW_V(STEPS) * r->v, "v", i);
+        check_close(b.master[i], r->p, TOL_ADAMW_P(STEPS, fabs(r->p), hyper.lr), "p", i);
+        cr_assert_eq(b.param[i], bf16_from_f32(b.master[i]));
+    }
+}
+
+Test(adamw, agrees_with_pytorch_after_twenty_steps)
+{
+    const struct optim_hyper torch_hyper = {.lr = TORCH_LR,
+                                            .beta1 = TORCH_BETA1,
+                                            .beta2 = TORCH_BETA2,
+                                            .eps = TORCH_EPS,
+                                            .weight_decay = TORCH_WEIGHT_DECAY};
+    float master[TORCH_N];
+    float m[TORCH_N] = {0};
+    float v[TORCH_N] = {0};
+
+    memcpy(master, torch_start, sizeof master);
+    for (int step = 1; step <= TORCH_STEPS; step++) {
+        const struct optim_scalars scalars = adamw->scalars(&torch_hyper, step);
+        float grad[TORCH_N];
+        const struct optim_extent extent = {.n = TORCH_N,
+                                            .grad = grad,
+                                            .grad_scale = 1.0f,
+                                            .decay = true,
+                                            .master = master,
+                                            .states = {m, v}};
+
+        memcpy(grad, torch_grads + TORCH_N * (step - 1), sizeof grad);
+        adamw->kernel(&scalars, &extent);
+    }
+    for (int i = 0; i < TORCH_N; i++) {
+        const double p = float_of(torch_param[i]);
+        double largest_grad = 0.0;
+
+        for (int step = 0; step < TORCH_STEPS; step++)
+            largest_grad = fmax(largest_grad, fabs(float_of(torch_grads[TORCH_N * step + i])));
+        /* Both sides round: twice the error of one. */
+        check_close(m[i], float_of(torch_exp_avg[i]), 2 * TOL_ADAMW_M * largest_grad, "m", i);
+        check_close(v[i], float_of(torch_exp_avg_sq[i]),
+                    2 * TOL_ADAMW_V(TORCH_STEPS) * float_of(torch_exp_avg_sq[i]), "v", i);
+        check_close(master[i], p, 2 * TOL_ADAMW_P(TORCH_STEPS, fabs(p), TORCH_LR), "p", i);
+    }
+}
+
+Test(optim_find, names_the_nearest_rule)
+{
+    const struct optim_rule *rule = NULL;
+
+    cr_assert_eq(optim_find("admw", &rule), SHOAL_ERR_CONFIG);
+    cr_assert_null(rule);
+    cr_assert_not_null(strstr(shoal_last_error(), "\"admw\""));
+    cr_assert_not_null(strstr(shoal_last_error(), "did you mean \"adamw\"?"));
+}
+
+Test(optim_find, offers_the_kernel_of_the_instruction_set_asked_for)
+{
+    const struct optim_rule *rule = NULL;
+
+    cr_assert_eq(optim_find("adamw", &rule), SHOAL_OK);
+    cr_assert_eq(optim_kernel_for(rule, "scalar"), rule->kernel_scalar);
+    cr_assert_null(optim_kernel_for(rule, "avx1024"));
+}

@@ -1,0 +1,241 @@
+#pragma once
+
+#include "runtime/base/dtype.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/*
+ * Sixteen fp32 lanes in the compilers' vector extension, for kernel files that are built once per
+ * instruction set.  A build lowers them to its own registers, lane by lane the same IEEE
+ * operations; sums run over the 16 lanes and end in one fixed tree.  So all builds give the same
+ * bits.  No fma is written: the scalar build would have to emulate it.
+ */
+
+#define LANES     16
+#define OP_INLINE static inline __attribute__((always_inline))
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef double f64x16 __attribute__((vector_size(128)));
+
+OP_INLINE f32x16 splat(float x)
+{
+    return (f32x16){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+}
+
+/* mask ? a : b; lanes of the mask are all ones or zero, as comparisons give. */
+OP_INLINE f32x16 select16(i32x16 mask, f32x16 a, f32x16 b)
+{
+    return (f32x16)((mask & (i32x16)a) | (~mask & (i32x16)b));
+}
+
+OP_INLINE f32x16 max16(f32x16 a, f32x16 b)
+{
+    return select16(a > b, a, b);
+}
+
+/* ---- memory: element i of an array of either type ---- */
+
+OP_INLINE const void *at(enum dtype dtype, const void *p, int64_t i)
+{
+    return (const char *)p + i * (dtype == DTYPE_F32 ? 4 : 2);
+}
+
+OP_INLINE void *at_mut(enum dtype dtype, void *p, int64_t i)
+{
+    return (char *)p + i * (dtype == DTYPE_F32 ? 4 : 2);
+}
+
+OP_INLINE f32x16 widen(u16x16 h)
+{
+    return (f32x16)(__builtin_convertvector(h, u32x16) << 16);
+}
+
+/* As bf16_from_f32. */
+OP_INLINE u16x16 narrow(f32x16 x)
+{
+    u32x16 bits = (u32x16)x;
+    u32x16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    u32x16 nan = (bits >> 16) | 0x40u;
+    u32x16 is_nan = (u32x16)(x != x);
+    return __builtin_convertvector((is_nan & nan) | (~is_nan & rounded), u16x16);
+}
+
+OP_INLINE f32x16 load(enum dtype dtype, const void *p, int64_t i)
+{
+    if (dtype == DTYPE_F32) {
+        f32x16 x;
+        memcpy(&x, at(DTYPE_F32, p, i), sizeof x);
+        return x;
+    }
+    u16x16 h;
+    memcpy(&h, at(DTYPE_BF16, p, i), sizeof h);
+    return widen(h);
+}
+
+OP_INLINE void store(enum dtype dtype, void *p, int64_t i, f32x16 x)
+{
+    if (dtype == DTYPE_F32) {
+        memcpy(at_mut(DTYPE_F32, p, i), &x, sizeof x);
+        return;
+    }
+    u16x16 h = narrow(x);
+    memcpy(at_mut(DTYPE_BF16, p, i), &h, sizeof h);
+}
+
+/* The n < 16 elements at a row's end; the other lanes read as zero and are not written. */
+OP_INLINE f32x16 load_tail(enum dtype dtype, const void *p, int64_t i, int64_t n)
+{
+    if (dtype == DTYPE_F32) {
+        f32x16 x = {0};
+        memcpy(&x, at(DTYPE_F32, p, i), (size_t)n * 4);
+        return x;
+    }
+    u16x16 h = {0};
+    memcpy(&h, at(DTYPE_BF16, p, i), (size_t)n * 2);
+    return widen(h);
+}
+
+OP_INLINE void store_tail(enum dtype dtype, void *p, int64_t i, int64_t n, f32x16 x)
+{
+    if (dtype == DTYPE_F32) {
+        memcpy(at_mut(DTYPE_F32, p, i), &x, (size_t)n * 4);
+        return;
+    }
+    u16x16 h = narrow(x);
+    memcpy(at_mut(DTYPE_BF16, p, i), &h, (size_t)n * 2);
+}
+
+/* All 16 lanes of [i, n), or its tail. */
+OP_INLINE f32x16 load_some(enum dtype dtype, const void *p, int64_t i, int64_t n)
+{
+    return i + LANES <= n ? load(dtype, p, i) : load_tail(dtype, p, i, n - i);
+}
+
+OP_INLINE void store_some(enum dtype dtype, void *p, int64_t i, int64_t n, f32x16 x)
+{
+    if (i + LANES <= n)
+        store(dtype, p, i, x);
+    else
+        store_tail(dtype, p, i, n - i, x);
+}
+
+/* Lanes [0, n) of x, the others replaced by `rest`. */
+OP_INLINE f32x16 keep_lanes(f32x16 x, int64_t n, float rest)
+{
+    const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const int32_t count = n < LANES ? (int32_t)n : LANES;
+
+    return select16(lane < count, x, splat(rest));
+}
+
+/* ---- reductions in a fixed tree ---- */
+
+OP_INLINE float sum_lanes(f32x16 x)
+{
+    float v[LANES];
+
+    memcpy(v, &x, sizeof v);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++)
+            v[i] += v[i + width];
+    return v[0];
+}
+
+OP_INLINE float max_lanes(f32x16 x)
+{
+    float v[LANES];
+
+    memcpy(v, &x, sizeof v);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++)
+            v[i] = v[i] > v[i + width] ? v[i] : v[i + width];
+    return v[0];
+}
+
+OP_INLINE double sum_lanes64(f64x16 x)
+{
+    double v[LANES];
+
+    memcpy(v, &x, sizeof v);
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++)
+            v[i] += v[i + width];
+    return v[0];
+}
+
+/* ---- functions ---- */
+
+/*
+ * e^x: Cody and Waite's reduction x = n ln 2 + r, |r| <= ln2 / 2, a Taylor polynomial of degree 7
+ * (remainder r^8 / 8! < 5.3e-9 relative) and 2^n put into the exponent.  The error is below 2 ulp
+ * (tests).  Below -87.3 (where results would be subnormal) it is 0, above 88.3 infinite; NaN stays.
+ */
+OP_INLINE f32x16 exp16(f32x16 x)
+{
+    const float low = -87.3f;
+    const float high = 88.3f;
+    const float to_int = 0x1.8p23f; /* adding it rounds to the nearest integer, ties to even */
+    f32x16 in_range = select16(x < low, splat(low), select16(x > high, splat(high), x));
+    f32x16 shifted = in_range * 0x1.715476p+0f + to_int;
+    f32x16 n = shifted - to_int;
+    f32x16 r = in_range - n * 0x1.63p-1f; /* ln 2 in two parts; the first product is exact */
+    r = r - n * -0x1.bd0106p-13f;
+
+    f32x16 p = splat(1.0f / 5040.0f);
+    p = p * r + 1.0f / 720.0f;
+    p = p * r + 1.0f / 120.0f;
+    p = p * r + 1.0f / 24.0f;
+    p = p * r + 1.0f / 6.0f;
+    p = p * r + 0.5f;
+    p = (p * r) * r + r + 1.0f;
+
+    i32x16 exponent = ((i32x16)shifted - 0x4b400000 + 127) << 23; /* bits of to_int = 0x4b400000 */
+    f32x16 y = p * (f32x16)exponent;
+    y = select16(x < low, splat(0.0f), y);
+    return select16(x > high, splat(INFINITY), y);
+}
+
+/*
+ * 1 / (1 + e^-x), and one minus that without cancellation.  The argument is kept where e^-x and
+ * the result are normal numbers.
+ */
+OP_INLINE f32x16 sigmoid16(f32x16 x, f32x16 *complement_out)
+{
+    f32x16 minus_x = select16(x < -87.0f, splat(87.0f), select16(x > 87.0f, splat(-87.0f), -x));
+    f32x16 e = exp16(minus_x);
+    f32x16 y = 1.0f / (1.0f + e);
+
+    *complement_out = e * y;
+    return y;
+}
+
+/*
+ * Natural logarithm in double, without libm, whose last bit differs between CPUs:
+ * x = m 2^e with m in [sqrt(1/2), sqrt(2)), log m = 2 atanh(s), s = (m - 1) / (m + 1),
+ * |s| < 0.1716; the first neglected term is s^25 / 25 < 3e-21.  For positive normal x.
+ */
+static inline double log_positive(double x)
+{
+    uint64_t bits;
+    uint64_t m_bits;
+    double m;
+
+    memcpy(&bits, &x, sizeof bits);
+    if (bits >= 0x7ff0000000000000u)
+        return x;                                            /* infinity or NaN */
+    int64_t e = (int64_t)(bits - 0x3fe6a09e667f3bcdu) >> 52; /* binades above sqrt(1/2) */
+    m_bits = bits - ((uint64_t)e << 52);
+    memcpy(&m, &m_bits, sizeof m);
+
+    double s = (m - 1.0) / (m + 1.0);
+    double s2 = s * s;
+    double p = 1.0 / 23.0;
+    for (int k = 21; k >= 1; k -= 2)
+        p = p * s2 + 1.0 / k;
+    return (double)e * 0x1.62e42fefa39efp-1 + 2.0 * s * p;
+}

@@ -1,0 +1,242 @@
+#include "checkpoint/checkpoint_internal.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * The manifest comes from anywhere: every number in it is checked before it is used.  HDF5 parses
+ * the very bytes whose checksum was compared (a file image), not the file a second time.
+ */
+
+enum { MAX_ROWS = 1 << 24 };
+
+/* More elements than any file holds, few enough that bytes never wrap. */
+#define MAX_ELEMENTS ((int64_t)1 << 56)
+
+static shoal_status read_version(const char *path, hid_t file)
+{
+    char format[64];
+    uint32_t version[2];
+    uint32_t block;
+
+    SHOAL_TRY(h5_get_text_attr(path, file, "format", format, sizeof format));
+    SHOAL_TRY(h5_get_attr(path, file, "format_version", H5T_STD_U32LE, 2, version));
+    SHOAL_TRY(h5_get_attr(path, file, "block_bytes", H5T_STD_U32LE, 1, &block));
+    if (strcmp(format, CKPT_FORMAT) != 0)
+        return fail(SHOAL_ERR_DATA, "%s: format is \"%s\", expected \"" CKPT_FORMAT "\"", path,
+                    format);
+    if (version[0] != CKPT_VERSION_MAJOR)
+        return fail(SHOAL_ERR_DATA, "%s: format version %u.%u, this program reads %d.x", path,
+                    version[0], version[1], CKPT_VERSION_MAJOR);
+    if (block != CKPT_BLOCK_BYTES)
+        return fail(SHOAL_ERR_DATA, "%s: checksum blocks of %u bytes, expected %d", path, block,
+                    CKPT_BLOCK_BYTES);
+    return SHOAL_OK;
+}
+
+static shoal_status read_meta(struct ckpt *ckpt, const char *path, hid_t file)
+{
+    struct ckpt_meta *m = &ckpt->meta;
+    char attempt[CKPT_UUID_BYTES];
+
+    SHOAL_TRY(h5_get_text_attr(path, file, "run_uuid", m->run_uuid, sizeof m->run_uuid));
+    SHOAL_TRY(h5_get_text_attr(path, file, "attempt_uuid", attempt, sizeof attempt));
+    SHOAL_TRY(h5_get_text_attr(path, file, "optimizer", m->optimizer, sizeof m->optimizer));
+    SHOAL_TRY(h5_get_text_attr(path, file, "conventions", m->conventions, sizeof m->conventions));
+    SHOAL_TRY(h5_get_attr(path, file, "step", H5T_STD_I64LE, 1, &m->step));
+    SHOAL_TRY(h5_get_attr(path, file, "created_unix_ns", H5T_STD_I64LE, 1, &ckpt->created_unix_ns));
+    SHOAL_TRY(h5_get_attr(path, file, "world_size", H5T_STD_U32LE, 1, &ckpt->world_size));
+    SHOAL_TRY(
+        h5_get_attr(path, file, "consumed_sequences", H5T_STD_U64LE, 1, &m->consumed_sequences));
+    SHOAL_TRY(h5_get_attr(path, file, "consumed_tokens", H5T_STD_U64LE, 1, &m->consumed_tokens));
+    SHOAL_TRY(h5_get_attr(path, file, "data_fingerprint", H5T_STD_U64LE, 1, &m->data_fingerprint));
+    SHOAL_TRY(h5_get_attr(path, file, "seed", H5T_STD_U64LE, 1, &m->seed));
+    SHOAL_TRY(h5_get_attr(path, file, "loss", H5T_IEEE_F64LE, 1, &m->loss));
+    SHOAL_TRY(h5_get_text(path, file, "/config/yaml", &ckpt->texts[0]));
+    SHOAL_TRY(h5_get_text(path, file, "/config/model_json", &ckpt->texts[1]));
+    SHOAL_TRY(h5_get_text(path, file, "/config/optimizer_json", &ckpt->texts[2]));
+    SHOAL_TRY(h5_get_text(path, file, "/config/topology_json", &ckpt->texts[3]));
+    m->config_yaml = ckpt->texts[0];
+    m->model_json = ckpt->texts[1];
+    m->optimizer_json = ckpt->texts[2];
+    m->topology_json = ckpt->texts[3];
+    if (m->step != ckpt->commit.step || strcmp(attempt, ckpt->commit.attempt) != 0)
+        return fail(SHOAL_ERR_DATA,
+                    "%s: is of step %" PRId64 ", attempt %s; " CKPT_COMMIT_FILE
+                    " says step %" PRId64 ", attempt %s",
+                    path, m->step, attempt, ckpt->commit.step, ckpt->commit.attempt);
+    return SHOAL_OK;
+}
+
+static enum tensor_role role_of(const char *name)
+{
+    for (int r = 0; r < ROLE_COUNT; r++)
+        if (strcmp(role_name((enum tensor_role)r), name) == 0)
+            return (enum tensor_role)r;
+    /* A role of a newer version: the bytes are as readable as ever. */
+    return ROLE_COUNT;
+}
+
+static shoal_status take_tensor(const char *path, const struct tensor_row *row, struct tensor *t)
+{
+    char role[CKPT_ROLE_BYTES + 1] = {0};
+    int64_t n = 1;
+
+    if (!name_is_valid(row->name, sizeof row->name))
+        return fail(SHOAL_ERR_DATA, "%s: a tensor's name is empty or not printable", path);
+    if (row->ndim < 0 || row->ndim > TENSOR_MAX_DIMS)
+        return fail(SHOAL_ERR_DATA, "%s: tensor %s has %" PRId64 " dimensions", path, row->name,
+                    row->ndim);
+    memcpy(t->name, row->name, sizeof t->name);
+    memcpy(role, row->role, sizeof row->role);
+    t->role = role_of(role);
+    t->ndim = (int)row->ndim;
+    for (int d = 0; d < t->ndim; d++) {
+        if (row->shape[d] < 1 || row->shape[d] > MAX_ELEMENTS / n)
+            return fail(SHOAL_ERR_DATA, "%s: tensor %s: dimension %d is %" PRId64, path, row->name,
+                        d, row->shape[d]);
+        t->shape[d] = row->shape[d];
+        n *= row->shape[d];
+    }
+    if (n != row->n_elements)
+        return fail(SHOAL_ERR_DATA,
+                    "%s: tensor %s: shape has %" PRId64 " elements, the table says %" PRId64, path,
+                    row->name, n, row->n_elements);
+    t->n_elements = n;
+    return SHOAL_OK;
+}
+
+static int by_tensor_name(const void *a, const void *b, void *arg)
+{
+    const struct tensor *tensors = arg;
+
+    return strcmp(tensors[*(const int *)a].name, tensors[*(const int *)b].name);
+}
+
+static shoal_status take_tensors(struct ckpt *ckpt, const char *path, const struct tensor_row *rows,
+                                 size_t n)
+{
+    ckpt->tensors = calloc(n, sizeof *ckpt->tensors);
+    ckpt->by_name = calloc(n, sizeof *ckpt->by_name);
+    if (ckpt->tensors == NULL || ckpt->by_name == NULL)
+        return fail(SHOAL_ERR_NOMEM, "%s: no memory for %zu tensors", path, n);
+    ckpt->n_tensors = n;
+    for (size_t i = 0; i < n; i++) {
+        SHOAL_TRY(take_tensor(path, &rows[i], &ckpt->tensors[i]));
+        ckpt->by_name[i] = (int)i;
+    }
+    qsort_r(ckpt->by_name, n, sizeof *ckpt->by_name, by_tensor_name, ckpt->tensors);
+    for (size_t i = 1; i < n; i++)
+        if (by_tensor_name(&ckpt->by_name[i - 1], &ckpt->by_name[i], ckpt->tensors) == 0)
+            return fail(SHOAL_ERR_DATA, "%s: tensor %s is listed twice", path,
+                        ckpt->tensors[ckpt->by_name[i]].name);
+    return SHOAL_OK;
+}
+
+static shoal_status check_kinds(const struct ckpt *ckpt, const char *path)
+{
+    for (size_t i = 0; i < ckpt->n_kinds; i++) {
+        if (!name_is_valid(ckpt->kinds[i], CKPT_KIND_BYTES))
+            return fail(SHOAL_ERR_DATA, "%s: a state's name is empty or not printable", path);
+        for (size_t k = 0; k < i; k++)
+            if (strcmp(ckpt->kinds[k], ckpt->kinds[i]) == 0)
+                return fail(SHOAL_ERR_DATA, "%s: state %s is listed twice", path, ckpt->kinds[i]);
+    }
+    return SHOAL_OK;
+}
+
+static shoal_status check_files(const struct ckpt *ckpt, const char *path)
+{
+    if (ckpt->n_files != ckpt->world_size)
+        return fail(SHOAL_ERR_DATA, "%s: lists %zu files for a world of %u", path, ckpt->n_files,
+                    ckpt->world_size);
+    for (size_t i = 0; i < ckpt->n_files; i++) {
+        const struct file_row *f = &ckpt->files[i];
+        uint64_t table = (uint64_t)f->n_blocks * sizeof(uint32_t);
+
+        if (f->rank != i)
+            return fail(SHOAL_ERR_DATA, "%s: file %zu is of rank %u", path, i, f->rank);
+        if (f->size > INT64_MAX || f->header_bytes > f->payload_end || f->payload_end > f->size ||
+            f->table_off > f->header_bytes || table > f->header_bytes - f->table_off)
+            return fail(SHOAL_ERR_DATA, "%s: the extents of rank %zu's file do not fit in it", path,
+                        i);
+    }
+    return SHOAL_OK;
+}
+
+static shoal_status read_tables(struct ckpt *ckpt, const char *path, hid_t file)
+{
+    hid_t types[4] = {h5_tensor_type(), h5_kind_type(), h5_shard_type(), h5_file_type()};
+    void *rows[4] = {NULL};
+    size_t n[4] = {0};
+    shoal_status status;
+
+    SHOAL_TRY_GOTO(h5_get_table(path, file, "/tensors", types[0], sizeof(struct tensor_row),
+                                MAX_ROWS, &rows[0], &n[0]),
+                   done);
+    SHOAL_TRY_GOTO(take_tensors(ckpt, path, rows[0], n[0]), done);
+    SHOAL_TRY_GOTO(h5_get_table(path, file, "/kinds", types[1], CKPT_KIND_BYTES, CKPT_MAX_KINDS,
+                                &rows[1], &n[1]),
+                   done);
+    SHOAL_TRY_GOTO(h5_get_table(path, file, "/shards", types[2], sizeof(struct shard_row), MAX_ROWS,
+                                &rows[2], &n[2]),
+                   done);
+    SHOAL_TRY_GOTO(h5_get_table(path, file, "/files", types[3], sizeof(struct file_row), MAX_ROWS,
+                                &rows[3], &n[3]),
+                   done);
+done:
+    for (int i = 0; i < 4; i++)
+        H5Tclose(types[i]);
+    free(rows[0]);
+    ckpt->kinds = rows[1];
+    ckpt->n_kinds = n[1];
+    ckpt->shards = rows[2];
+    ckpt->n_shards = n[2];
+    ckpt->files = rows[3];
+    ckpt->n_files = n[3];
+    return status;
+}
+
+static shoal_status read_all(struct ckpt *ckpt, const char *path, hid_t file)
+{
+    SHOAL_TRY(read_version(path, file));
+    SHOAL_TRY(read_meta(ckpt, path, file));
+    SHOAL_TRY(read_tables(ckpt, path, file));
+    SHOAL_TRY(check_kinds(ckpt, path));
+    SHOAL_TRY(check_files(ckpt, path));
+
+    struct shard_space space = {.tensors = ckpt->tensors,
+                                .n_tensors = ckpt->n_tensors,
+                                .kinds = (const char(*)[CKPT_KIND_BYTES])ckpt->kinds,
+                                .n_kinds = ckpt->n_kinds,
+                                .files = ckpt->files,
+                                .n_files = ckpt->n_files};
+
+    return shards_check(SHOAL_ERR_DATA, path, &space, ckpt->shards, ckpt->n_shards);
+}
+
+shoal_status manifest_parse(struct ckpt *ckpt, const char *image, size_t n_bytes)
+{
+    char path[CKPT_PATH_BYTES];
+
+    SHOAL_TRY(fs_join(path, sizeof path, ckpt->path, CKPT_MANIFEST_FILE));
+
+    hid_t fapl = h5_access(0);
+
+    H5Pset_fapl_core(fapl, 1 << 20, false);
+    /* HDF5 copies the image. */
+    H5Pset_file_image(fapl, (void *)(uintptr_t)image, n_bytes);
+
+    /* With an image HDF5 insists on the name of a file that does not exist. */
+    hid_t file = H5Fopen("shoal manifest image", H5F_ACC_RDONLY, fapl);
+
+    H5Pclose(fapl);
+    if (file < 0)
+        return h5_fail(SHOAL_ERR_DATA, path, "is not a readable HDF5 file");
+
+    shoal_status status = read_all(ckpt, path, file);
+
+    H5Fclose(file);
+    return status;
+}

@@ -1,0 +1,252 @@
+#include "launch/train/train_internal.h"
+
+#include "runtime/base/arena.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/host.h"
+#include "runtime/base/log.h"
+#include "runtime/base/rng.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/*
+ * `shoal bench step`.  Floors of the same run: FLOPs against oneDNN's matmuls alone (its own
+ * threading, same shapes), bytes against memcpy with all threads.
+ */
+
+enum { WARM_STEPS = 2, BENCH_MAX_STEPS = 1000 };
+
+/* Random tokens as a nanoGPT file that disappears with its mapping. */
+static shoal_status random_tokens(const struct trainer *trainer, char *path, size_t n_bytes)
+{
+    size_t n = (size_t)(trainer->policy.T + 1) * (size_t)trainer->policy.global * 8;
+    uint32_t block[4];
+
+    snprintf(path, n_bytes, "/tmp/shoal-bench-XXXXXX.bin");
+    int fd = mkstemps(path, 4);
+    if (fd < 0)
+        return fail(SHOAL_ERR_CANTCREATE, "%s: %s", path, strerror(errno));
+    FILE *out = fdopen(fd, "w");
+    for (size_t i = 0; i < n; i++) {
+        rng_block(1, RNG_STREAM_DATA, 0, i, block);
+        uint16_t token = (uint16_t)(block[0] % (uint32_t)trainer->model_config.vocab);
+        fwrite(&token, sizeof token, 1, out);
+    }
+    return fclose(out) == 0 ? SHOAL_OK : fail(SHOAL_ERR_IO, "%s: %s", path, strerror(errno));
+}
+
+static shoal_status open_random_data(struct trainer *trainer)
+{
+    char path[64];
+    const char *paths[1] = {path};
+    struct data_params params = {.train = paths,
+                                 .n_train = 1,
+                                 .val = "none",
+                                 .format = DATA_NANOGPT,
+                                 .tokenizer = "none",
+                                 .seq_len = trainer->policy.T,
+                                 .vocab = trainer->model_config.vocab};
+
+    if (trainer->model_config.vocab > 65536)
+        return fail(SHOAL_ERR_CONFIG, "bench step: model.vocab %d is above 65536",
+                    trainer->model_config.vocab);
+    SHOAL_TRY(random_tokens(trainer, path, sizeof path));
+    shoal_status status = data_open(&params, &trainer->data);
+    unlink(path);
+    return status;
+}
+
+/* ---- floors ---- */
+
+struct memcpy_arg {
+    char *dst, *src;
+};
+
+enum { COPY_TILE = 1 << 20, COPY_TILES = 256 };
+
+static void copy_tile(void *arg, size_t tile, int thread)
+{
+    const struct memcpy_arg *copy = arg;
+
+    (void)thread;
+    memcpy(copy->dst + tile * COPY_TILE, copy->src + tile * COPY_TILE, COPY_TILE);
+}
+
+/* Bytes per second, read and written, of a copy too large for the caches. */
+static shoal_status memcpy_rate(struct pool *pool, double *rate_out)
+{
+    size_t n = (size_t)COPY_TILE * COPY_TILES;
+    void *memory = NULL;
+    double best = 1e30;
+
+    SHOAL_TRY(pages_alloc("bench", 2 * n, &memory));
+    memset(memory, 1, 2 * n);
+    struct memcpy_arg copy = {.dst = memory, .src = (char *)memory + n};
+    for (int i = 0; i < 8; i++) {
+        double start = clock_seconds();
+        pool_run(pool, COPY_TILES, copy_tile, &copy);
+        double seconds = clock_seconds() - start;
+        best = seconds < best ? seconds : best;
+    }
+    pages_free(memory, 2 * n);
+    *rate_out = 2 * (double)n / best;
+    return SHOAL_OK;
+}
+
+struct matmul_floor {
+    double seconds, flops; /* of one step */
+};
+
+/* The matmuls of a step by oneDNN alone: blocks' four products and the head, three passes each. */
+static shoal_status matmul_floor(const struct trainer *trainer, struct matmul_floor *floor_out)
+{
+    const struct model_config *c = &trainer->model_config;
+    int64_t rows = trainer->policy.B * trainer->policy.T, A = trainer->policy.A;
+    enum dtype dtype = trainer->policy.compute;
+    int64_t qkv = (int64_t)(c->heads + 2 * c->kv_heads) * c->head_size;
+    int64_t up = (c->mlp == MLP_SWIGLU ? 2 : 1) * (int64_t)c->ffn;
+    const struct {
+        struct linear_shape shape;
+        int64_t times;
+    } products[] = {
+        {{rows, c->hidden, qkv, dtype}, c->layers},
+        {{rows, (int64_t)c->heads * c->head_size, c->hidden, dtype}, c->layers},
+        {{rows, c->hidden, up, dtype}, c->layers},
+        {{rows, c->ffn, c->hidden, dtype}, c->layers},
+        {{rows, c->hidden, c->vocab, dtype}, 1},
+    };
+
+    *floor_out = (struct matmul_floor){0};
+    for (size_t i = 0; i < sizeof products / sizeof products[0]; i++) {
+        struct linear_shape s = products[i].shape;
+        double seconds = 0;
+        SHOAL_TRY(ops_library_linear_seconds(trainer->ops, s, &seconds));
+        floor_out->seconds += seconds * (double)(products[i].times * A);
+        floor_out->flops +=
+            6.0 * (double)s.rows * (double)s.in * (double)s.out * (double)(products[i].times * A);
+    }
+    return SHOAL_OK;
+}
+
+/* ---- the run ---- */
+
+static shoal_status prepare(struct trainer *trainer)
+{
+    struct comm *comm = trainer->comm;
+
+    SHOAL_TRY(setup_agree_config(comm, trainer->config));
+    shoal_status status = train_open_compute(trainer);
+    if (status == SHOAL_OK)
+        status = open_random_data(trainer);
+    SHOAL_TRY(comm_agree(comm, status));
+    comm_use_pool(comm, trainer->pool);
+    SHOAL_TRY(comm_agree(comm, train_build(trainer)));
+    SHOAL_TRY(train_memory_take(trainer));
+    SHOAL_TRY(state_init(trainer));
+    return state_publish(trainer);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static void print_line(FILE *out, const char *name, double seconds, double whole, double floor,
+                       const char *kind)
+{
+    if (seconds <= 0)
+        return;
+    fprintf(out, "  %-22s %9.2f ms %5.1f %%", name, 1e3 * seconds, 100 * seconds / whole);
+    if (floor > 0)
+        fprintf(out, "   floor %9.2f ms (%s)  %3.0f %%", 1e3 * floor, kind, 100 * floor / seconds);
+    fprintf(out, "\n");
+}
+
+static void print_classes(const struct trainer *trainer, FILE *out, double step, double flop_rate,
+                          double byte_rate)
+{
+    double in_ops = 0, update = exec_kind_seconds(trainer->step, OP_UPDATE);
+    double comm = exec_lane_seconds(trainer->step, LANE_COMM), norm = 0;
+
+    for (int class = 0; class < OP_CLASS_COUNT; class ++) {
+        const struct op_profile *p = ops_profile(trainer->ops, (enum op_class) class);
+        double by_flops = (double)p->flops / flop_rate, by_bytes = (double)p->bytes / byte_rate;
+        bool compute = by_flops > by_bytes;
+        print_line(out, op_class_name((enum op_class) class), p->seconds, step,
+                   compute ? by_flops : by_bytes, compute ? "flops" : "bytes");
+        in_ops += p->seconds;
+    }
+    double bytes = 0;
+    for (int i = 0; i < sched_count(trainer->step); i++)
+        if (sched_op(trainer->step, i)->kind == OP_UPDATE)
+            bytes += (double)sched_op(trainer->step, i)->bytes;
+    print_line(out, "optimizer", update, step, bytes / byte_rate, "bytes");
+    norm = exec_kind_seconds(trainer->step, OP_NORM);
+    print_line(out, "norm and communication", comm + norm, step, 0, "");
+    print_line(out, "everything else", step - in_ops - update - comm - norm, step, 0, "");
+}
+
+static shoal_status measure(struct trainer *trainer, const struct bench_params *params)
+{
+    double seconds[BENCH_MAX_STEPS], rate = 0;
+    struct matmul_floor floor;
+    double tokens = (double)trainer->policy.global * (double)trainer->policy.T;
+    FILE *out = params->out;
+
+    for (int i = 0; i < WARM_STEPS + params->steps; i++) {
+        ops_profile_reset(trainer->ops);
+        double start = clock_seconds(), lr = 0;
+        SHOAL_TRY(train_one_step(trainer, i + 1, &lr));
+        if (i >= WARM_STEPS)
+            seconds[i - WARM_STEPS] = clock_seconds() - start;
+    }
+    double last = seconds[params->steps - 1];
+    qsort(seconds, (size_t)params->steps, sizeof seconds[0], by_value);
+    double median = seconds[params->steps / 2];
+    SHOAL_TRY(comm_barrier(trainer->comm));
+    SHOAL_TRY(matmul_floor(trainer, &floor));
+    SHOAL_TRY(comm_barrier(trainer->comm));
+    SHOAL_TRY(memcpy_rate(trainer->pool, &rate));
+    if (comm_rank(trainer->comm) != 0)
+        return SHOAL_OK;
+
+    fprintf(out,
+            "%s  %d rank(s) x %d thread(s)  zero %d  %s  %lld x %lld tokens, %d microbatch(es)\n",
+            ops_describe(trainer->ops), trainer->policy.n_ranks, pool_size(trainer->pool),
+            trainer->policy.stage, trainer->policy.compute == DTYPE_BF16 ? "bf16" : "fp32",
+            (long long)trainer->policy.B, (long long)trainer->policy.T, trainer->policy.A);
+    fprintf(out,
+            "step: median %.1f ms, best %.1f, worst %.1f of %d  (%.0f tokens/s, %.1f GFLOP/s)\n",
+            1e3 * median, 1e3 * seconds[0], 1e3 * seconds[params->steps - 1], params->steps,
+            tokens / median,
+            1e-9 * tokens / median * model_flops_per_token(trainer->model, trainer->policy.T));
+    fprintf(out,
+            "oneDNN's matmuls alone, same shapes: %.1f ms (%.0f GFLOP/s)  ->  the step runs at "
+            "%.0f %% of their speed\n",
+            1e3 * floor.seconds, 1e-9 * floor.flops / floor.seconds, 100 * floor.seconds / median);
+    fprintf(
+        out,
+        "memcpy with all threads: %.1f GB/s read and written\nthe last step, by class of work:\n",
+        1e-9 * rate);
+    print_classes(trainer, out, last, floor.flops / floor.seconds, rate);
+    return SHOAL_OK;
+}
+
+shoal_status train_bench(const struct bench_params *params)
+{
+    struct trainer *trainer = NULL;
+
+    if (params->steps < 1 || params->steps > BENCH_MAX_STEPS)
+        return fail(SHOAL_ERR_USAGE, "bench step: 1 to %d steps", BENCH_MAX_STEPS);
+    SHOAL_TRY(train_open(params->config, &trainer));
+    shoal_status status = prepare(trainer);
+    if (status == SHOAL_OK)
+        status = measure(trainer, params);
+    train_close(trainer, status);
+    return status;
+}

@@ -1,0 +1,197 @@
+#include "launch/train/train_internal.h"
+
+#include "runtime/base/host.h"
+#include "runtime/base/log.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/*
+ * The plan's memory is taken and touched as a whole before the first step, so that what the plan
+ * printed is what the process then has, and nothing faults or fails later.
+ */
+
+enum { TOUCH_BYTES = 8 << 20 };
+
+/*
+ * Pages of library code and of mapped data that are first touched in a step or a save: 3 to 5 MiB
+ * per process (2026-11-22, Debian 12).  They are clean file pages, but the peak counts them.
+ */
+enum { LATE_PAGES_BYTES = 4 << 20 };
+
+struct touch {
+    char *base;
+    size_t n_bytes;
+};
+
+static void touch_tile(void *arg, size_t tile, int thread)
+{
+    const struct touch *touch = arg;
+    size_t begin = tile * TOUCH_BYTES;
+    size_t n = touch->n_bytes - begin < TOUCH_BYTES ? touch->n_bytes - begin : TOUCH_BYTES;
+
+    (void)thread;
+    memset(touch->base + begin, 0, n);
+}
+
+static void touch_all(struct pool *pool, void *base, size_t n_bytes)
+{
+    struct touch touch = {.base = base, .n_bytes = n_bytes};
+
+    pool_run(pool, (n_bytes + TOUCH_BYTES - 1) / TOUCH_BYTES, touch_tile, &touch);
+}
+
+static shoal_status check_fits(struct trainer *trainer)
+{
+    const struct plan *plan = trainer->build->plan;
+    uint64_t ranks = (uint64_t)comm_node_ranks(trainer->comm);
+    uint64_t need =
+        ranks * (plan_space_bytes(plan, SPACE_PRIVATE) + plan_space_bytes(plan, SPACE_WINDOW)) +
+        plan_space_bytes(plan, SPACE_SHARED);
+    uint64_t have = host_memory_available_bytes();
+
+    if (have == 0 || need <= have)
+        return SHOAL_OK;
+    fail(SHOAL_ERR_NOMEM, "memory: the plan needs %.2f GiB on this host, %.2f GiB are available",
+         (double)need / (1 << 30), (double)have / (1 << 30));
+    fail_why(
+        SHOAL_ERR_NOMEM, "%llu ranks of %.2f GiB, and %.2f GiB shared by them",
+        (unsigned long long)ranks,
+        (double)(plan_space_bytes(plan, SPACE_PRIVATE) + plan_space_bytes(plan, SPACE_WINDOW)) /
+            (1 << 30),
+        (double)plan_space_bytes(plan, SPACE_SHARED) / (1 << 30));
+    return fail_hint(SHOAL_ERR_NOMEM,
+                     "try parallel.recompute=true, parallel.zero=3 or a smaller batch.micro");
+}
+
+/* Start the peak (VmHWM) anew at what is resident now; where the kernel refuses, it stays higher. */
+static void reset_peak(void)
+{
+    FILE *file = fopen("/proc/self/clear_refs", "w");
+
+    if (file != NULL) {
+        fputs("5", file);
+        fclose(file);
+    }
+}
+
+shoal_status train_memory_warm_up(struct trainer *trainer)
+{
+    size_t own = 0;
+
+    reset_peak();
+    SHOAL_TRY(ops_warm_up(trainer->ops, &own));
+    uint64_t peak = host_peak_resident_bytes(), after = host_resident_bytes() + own;
+    trainer->library_bytes = peak > after ? peak - after : 0;
+    reset_peak();
+    return SHOAL_OK;
+}
+
+shoal_status train_memory_take(struct trainer *trainer)
+{
+    struct plan *plan = trainer->build->plan;
+    size_t own = plan_space_bytes(plan, SPACE_WINDOW);
+    size_t shared = plan_space_bytes(plan, SPACE_SHARED);
+    size_t private = plan_space_bytes(plan, SPACE_PRIVATE);
+    shoal_status status = SHOAL_OK;
+
+    status = comm_agree(trainer->comm, check_fits(trainer));
+    if (status != SHOAL_OK)
+        return status;
+    trainer->base_bytes = host_resident_bytes() - host_shared_resident_bytes() +
+                          trainer->library_bytes + LATE_PAGES_BYTES;
+    status =
+        trainer->device->ops->alloc(trainer->device, "training memory", private, &trainer->memory);
+    SHOAL_TRY(comm_agree(trainer->comm, status));
+    plan_bind(plan, SPACE_PRIVATE, trainer->memory);
+    touch_all(trainer->pool, trainer->memory, private);
+    if (own + shared == 0)
+        return SHOAL_OK;
+    SHOAL_TRY(comm_window_create(trainer->comm, own, shared));
+    plan_bind(plan, SPACE_WINDOW, comm_window_own(trainer->comm));
+    plan_bind(plan, SPACE_SHARED, comm_window_shared(trainer->comm));
+    touch_all(trainer->pool, comm_window_own(trainer->comm), own);
+    if (comm_local_rank(trainer->comm) == 0)
+        touch_all(trainer->pool, comm_window_shared(trainer->comm), shared);
+    return comm_barrier(trainer->comm);
+}
+
+void train_memory_release(struct trainer *trainer)
+{
+    if (trainer->memory != NULL)
+        trainer->device->ops->free(trainer->device, trainer->memory,
+                                   plan_space_bytes(trainer->build->plan, SPACE_PRIVATE));
+    trainer->memory = NULL;
+}
+
+static double mib(uint64_t bytes)
+{
+    return (double)bytes / (1 << 20);
+}
+
+void train_memory_print_table(const struct build *build, int ranks_per_host, FILE *out)
+{
+    const struct plan *plan = build->plan;
+    uint64_t total[SPACE_COUNT] = {0};
+
+    fprintf(out, "%-20s %12s %12s %12s\n", "MiB", "per rank", "window/rank", "shared/host");
+    for (int row = 0; row < PLAN_ROW_COUNT; row++) {
+        uint64_t bytes[SPACE_COUNT], sum = 0;
+        for (int space = 0; space < SPACE_COUNT; space++) {
+            bytes[space] = plan_row_bytes(plan, (enum plan_row)row, (enum space)space);
+            total[space] += bytes[space];
+            sum += bytes[space];
+        }
+        if (sum > 0)
+            fprintf(out, "%-20s %12.2f %12.2f %12.2f\n", plan_row_name((enum plan_row)row),
+                    mib(bytes[SPACE_PRIVATE]), mib(bytes[SPACE_WINDOW]), mib(bytes[SPACE_SHARED]));
+    }
+    fprintf(out, "%-20s %12.2f %12.2f %12.2f\n", "sum", mib(total[SPACE_PRIVATE]),
+            mib(total[SPACE_WINDOW]), mib(total[SPACE_SHARED]));
+    fprintf(out, "host tier: %d x (%.2f + %.2f) + %.2f = %.2f MiB per host\n", ranks_per_host,
+            mib(total[SPACE_PRIVATE]), mib(total[SPACE_WINDOW]), mib(total[SPACE_SHARED]),
+            mib((uint64_t)ranks_per_host * (total[SPACE_PRIVATE] + total[SPACE_WINDOW]) +
+                total[SPACE_SHARED]));
+}
+
+void train_memory_log_plan(const struct trainer *trainer)
+{
+    char text[4096];
+    FILE *out = fmemopen(text, sizeof text, "w");
+
+    if (out == NULL)
+        return;
+    train_memory_print_table(trainer->build, comm_node_ranks(trainer->comm), out);
+    fclose(out);
+    char *save = NULL;
+    const char *label = "memory";
+    for (char *line = strtok_r(text, "\n", &save); line != NULL;
+         line = strtok_r(NULL, "\n", &save)) {
+        log_line(label, "%s", line);
+        label = "";
+    }
+}
+
+/*
+ * Planned: what each process had before, and the plan.  Measured: each process' peak of its own
+ * pages, and the pages behind the host's window, which exist once.
+ */
+shoal_status train_memory_log_measured(struct trainer *trainer)
+{
+    const struct plan *plan = trainer->build->plan;
+    bool first = comm_local_rank(trainer->comm) == 0;
+    uint64_t shared_now = host_shared_resident_bytes();
+    int64_t sums[2] = {(int64_t)(trainer->base_bytes + plan_space_bytes(plan, SPACE_PRIVATE) +
+                                 plan_space_bytes(plan, SPACE_WINDOW)),
+                       (int64_t)(host_peak_resident_bytes() - shared_now)};
+
+    if (first) {
+        sums[0] += (int64_t)plan_space_bytes(plan, SPACE_SHARED);
+        sums[1] += (int64_t)comm_window_resident_bytes(trainer->comm);
+    }
+    SHOAL_TRY(comm_all_reduce_i64(trainer->comm, sums, 2));
+    log_line("memory", "all ranks: planned %.1f MiB, measured peak %.1f MiB (%+.2f %%)",
+             mib((uint64_t)sums[0]), mib((uint64_t)sums[1]),
+             100.0 * ((double)sums[1] - (double)sums[0]) / (double)sums[0]);
+    return SHOAL_OK;
+}

@@ -1,0 +1,84 @@
+#include "launch/train/train_internal.h"
+
+#include <jansson.h>
+#include <stdlib.h>
+
+/* `shoal plan`: the slots of the schedule, without a run. */
+
+static shoal_status print_json(const struct build *build, int ranks_per_host, FILE *out)
+{
+    static const char *const spaces[SPACE_COUNT] = {
+        [SPACE_PRIVATE] = "rank", [SPACE_WINDOW] = "window", [SPACE_SHARED] = "shared"};
+    json_t *root = json_object(), *rows = json_object();
+
+    for (int row = 0; row < PLAN_ROW_COUNT; row++) {
+        json_t *cells = json_object();
+        for (int space = 0; space < SPACE_COUNT; space++)
+            json_object_set_new(cells, spaces[space],
+                                json_integer((json_int_t)plan_row_bytes(
+                                    build->plan, (enum plan_row)row, (enum space)space)));
+        json_object_set_new(rows, plan_row_name((enum plan_row)row), cells);
+    }
+    size_t own =
+        plan_space_bytes(build->plan, SPACE_PRIVATE) + plan_space_bytes(build->plan, SPACE_WINDOW);
+    json_object_set_new(root, "bytes", rows);
+    json_object_set_new(root, "ranks", json_integer(build->policy.n_ranks));
+    json_object_set_new(root, "ranks_per_host", json_integer(ranks_per_host));
+    json_object_set_new(root, "bytes_per_rank", json_integer((json_int_t)own));
+    json_object_set_new(root, "bytes_per_host",
+                        json_integer((json_int_t)((size_t)ranks_per_host * own +
+                                                  plan_space_bytes(build->plan, SPACE_SHARED))));
+    int failed = json_dumpf(root, out, JSON_INDENT(2));
+    json_decref(root);
+    fprintf(out, "\n");
+    return failed != 0 ? fail(SHOAL_ERR_IO, "plan: cannot write JSON") : SHOAL_OK;
+}
+
+shoal_status train_plan(const struct config *config, int ranks, int ranks_per_host, bool json,
+                        FILE *out)
+{
+    struct model_config model_config;
+    struct policy policy;
+    struct model *model = NULL;
+    struct build *build = NULL;
+    struct pool *pool = NULL;
+    struct ops *ops = NULL;
+    const struct optim_rule *rule = NULL;
+    struct optim_hyper hyper;
+    struct lr_params lr;
+    shoal_status status = SHOAL_OK;
+
+    SHOAL_TRY(setup_model_config(config, &model_config));
+    SHOAL_TRY(setup_policy(config, &model_config, ranks, 0, &policy));
+    SHOAL_TRY(setup_optimizer(config, &rule, &hyper, &lr));
+    if (ranks_per_host <= 0 || ranks_per_host > ranks)
+        ranks_per_host = ranks;
+    SHOAL_TRY_GOTO(model_create(&model_config, &model), end);
+    SHOAL_TRY_GOTO(pool_create(config->run.threads > 0
+                                   ? config->run.threads
+                                   : setup_threads(config, NULL) / ranks_per_host,
+                               -1, &pool),
+                   end);
+    SHOAL_TRY_GOTO(ops_create_cpu(pool, &ops), end);
+    SHOAL_TRY_GOTO(build_create(&policy, model, ops, rule, &build), end);
+    if (json) {
+        status = print_json(build, ranks_per_host, out);
+        goto end;
+    }
+    fprintf(out,
+            "%lld parameters, zero %d on %d ranks, %d per host; %d microbatches of %lld x %lld "
+            "tokens per rank\n\n",
+            (long long)model_layout(model)->n_parameters, policy.stage, ranks, ranks_per_host,
+            policy.A, (long long)policy.B, (long long)policy.T);
+    train_memory_print_table(build, ranks_per_host, out);
+    fprintf(
+        out,
+        "Not in the table: the process itself and its libraries, measured when a run starts.\n");
+
+end:
+    build_destroy(build);
+    ops_destroy(ops);
+    pool_destroy(pool);
+    model_destroy(model);
+    return status;
+}

@@ -1,0 +1,279 @@
+#include "launch/train/train_internal.h"
+
+#include "runtime/base/host.h"
+#include "runtime/base/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* From the config's words to numbers, with the checks that need more than one key. */
+
+static void replace_int(int *value, int wanted)
+{
+    if (wanted > 0)
+        *value = wanted;
+}
+
+static shoal_status base_model(const struct config *config, struct model_config *out)
+{
+    if (config->model.from[0] != '\0') {
+        struct ckpt *ckpt = NULL;
+        SHOAL_TRY(ckpt_open(config->model.from, &ckpt));
+        shoal_status status = model_config_from_json(ckpt_meta(ckpt)->model_json, out);
+        ckpt_close(ckpt);
+        return status;
+    }
+    if (config->model.preset[0] != '\0')
+        return model_config_preset(config->model.preset, out);
+    *out = (struct model_config){.norm = NORM_RMS,
+                                 .position = POSITION_ROPE,
+                                 .mlp = MLP_SWIGLU,
+                                 .norm_eps = 1e-5f,
+                                 .rope_theta = 10000.0};
+    return SHOAL_OK;
+}
+
+/* Architecture words; "auto" keeps what the preset says. */
+static void apply_words(const struct config *config, struct model_config *out)
+{
+    if (strcmp(config->model.norm, "layernorm") == 0)
+        out->norm = NORM_LAYER;
+    else if (strcmp(config->model.norm, "rmsnorm") == 0)
+        out->norm = NORM_RMS;
+    if (strcmp(config->model.position, "learned") == 0)
+        out->position = POSITION_LEARNED;
+    else if (strcmp(config->model.position, "rope") == 0)
+        out->position = POSITION_ROPE;
+    if (strcmp(config->model.mlp, "gelu") == 0)
+        out->mlp = MLP_GELU;
+    else if (strcmp(config->model.mlp, "swiglu") == 0)
+        out->mlp = MLP_SWIGLU;
+    if (strcmp(config->model.tied, "auto") != 0)
+        out->tied = strcmp(config->model.tied, "true") == 0;
+    if (out->position == POSITION_ROPE && out->rope_theta == 0)
+        out->rope_theta = 10000.0;
+    if (strcmp(config->model.norm, "rmsnorm") == 0)
+        out->bias = false;
+}
+
+shoal_status setup_model_config(const struct config *config, struct model_config *out)
+{
+    bool sized = config->model.hidden > 0 || config->model.heads > 0;
+    bool bytes = strcmp(config->data.tokenizer, "bytes") == 0;
+
+    SHOAL_TRY(base_model(config, out));
+    replace_int(&out->layers, config->model.layers);
+    replace_int(&out->hidden, config->model.hidden);
+    replace_int(&out->heads, config->model.heads);
+    if (sized) { /* what follows from other widths is not the preset's any more */
+        out->kv_heads = out->heads;
+        out->head_size = out->heads > 0 ? out->hidden / out->heads : 0;
+        out->ffn = 4 * out->hidden;
+    }
+    replace_int(&out->kv_heads, config->model.kv_heads);
+    replace_int(&out->ffn, config->model.ffn);
+    replace_int(&out->vocab, config->model.vocab);
+    if (out->vocab == 0 && bytes)
+        out->vocab = BYTE_TOKENIZER_VOCAB;
+    apply_words(config, out);
+    if (sized && out->heads > 0 && out->hidden % out->heads != 0) {
+        fail(SHOAL_ERR_CONFIG, "model.heads: %d does not divide model.hidden %d", out->heads,
+             out->hidden);
+        return fail_hint(SHOAL_ERR_CONFIG, "choose heads so that hidden / heads is whole");
+    }
+    if (out->max_seq < config->data.seq_len) {
+        bool by_hand = config->model.preset[0] == '\0' && config->model.from[0] == '\0';
+        if (out->position == POSITION_LEARNED && !by_hand && out->max_seq > 0 && !sized) {
+            fail(SHOAL_ERR_CONFIG, "data.seq_len: %lld is longer than the model's %d positions",
+                 (long long)config->data.seq_len, out->max_seq);
+            return fail_hint(SHOAL_ERR_CONFIG, "set data.seq_len to at most %d", out->max_seq);
+        }
+        out->max_seq = (int)config->data.seq_len;
+    }
+    return model_config_check(out);
+}
+
+static bool is_power_of_two(int64_t n)
+{
+    return n > 0 && (n & (n - 1)) == 0;
+}
+
+static shoal_status batch_arithmetic(const struct config *config, int n_ranks, struct policy *out)
+{
+    int64_t global = config->batch.global, per_round = out->B * n_ranks;
+
+    if (config->batch.global_tokens > 0) {
+        if (config->batch.global_tokens % out->T != 0) {
+            fail(SHOAL_ERR_CONFIG, "batch.global_tokens: %lld is no multiple of data.seq_len %lld",
+                 (long long)config->batch.global_tokens, (long long)out->T);
+            return fail_hint(SHOAL_ERR_CONFIG, "use a multiple of %lld", (long long)out->T);
+        }
+        global = config->batch.global_tokens / out->T;
+    }
+    if (global < per_round || global % per_round != 0) {
+        int64_t below = global / per_round * per_round;
+        fail(SHOAL_ERR_CONFIG,
+             "batch.global: %lld sequences cannot be shared by %d ranks in microbatches of %lld",
+             (long long)global, n_ranks, (long long)out->B);
+        fail_why(SHOAL_ERR_CONFIG, "it must be a multiple of batch.micro x ranks = %lld",
+                 (long long)per_round);
+        return fail_hint(SHOAL_ERR_CONFIG, "set batch.global=%lld, or change batch.micro",
+                         (long long)(below > 0 ? below : per_round));
+    }
+    out->global = global;
+    out->A = (int)(global / per_round);
+    return SHOAL_OK;
+}
+
+static int64_t longest_sample(const struct config *config, const struct model_config *model)
+{
+    int64_t longest = 0;
+
+    /* Prompts are bytes: a model of another vocabulary cannot read them. */
+    if (config->eval.sample_every == 0 || strcmp(config->data.tokenizer, "bytes") != 0)
+        return 0;
+    for (int i = 0; i < config->eval.sample_prompts.n; i++) {
+        int64_t n = (int64_t)strlen(config->eval.sample_prompts.items[i]);
+        longest = n > longest ? n : longest;
+    }
+    longest += config->eval.sample_tokens + 1;
+    if (model->position == POSITION_LEARNED && longest > model->max_seq)
+        longest = model->max_seq;
+    return longest;
+}
+
+shoal_status setup_policy(const struct config *config, const struct model_config *model,
+                          int n_ranks, int rank, struct policy *out)
+{
+    *out = (struct policy){
+        .stage = config->parallel.zero,
+        .n_ranks = n_ranks,
+        .rank = rank,
+        .vertical = strcmp(config->parallel.order, "vertical") == 0,
+        .recompute = config->parallel.recompute,
+        .ring = strcmp(config->parallel.reduction, "ring") == 0,
+        .compute = strcmp(config->precision.compute, "bf16") == 0 ? DTYPE_BF16 : DTYPE_F32,
+        .B = config->batch.micro,
+        .T = config->data.seq_len,
+        .sample_tokens = longest_sample(config, model),
+        .grad_clip = config->optimizer.grad_clip,
+    };
+    SHOAL_TRY(batch_arithmetic(config, n_ranks, out));
+    out->shards_states = out->stage >= 1 && n_ranks > 1;
+    out->shards_params = out->stage == 3 && n_ranks > 1;
+    /*
+     * With powers of two both ways of cutting the microbatches are subtrees of one tree and give
+     * the same bits; otherwise every stage and order takes the one way that all can take.
+     */
+    out->reduce_each = (out->stage >= 2 && !out->vertical) || !is_power_of_two(n_ranks) ||
+                       !is_power_of_two(out->A);
+    if (n_ranks == 1)
+        out->reduce_each = false;
+    return SHOAL_OK;
+}
+
+shoal_status setup_data(const struct config *config, const struct model_config *model,
+                        struct data **data_out)
+{
+    const char *paths[CONFIG_LIST];
+    struct data_params params = {.train = paths,
+                                 .n_train = (size_t)config->data.train.n,
+                                 .val = config->data.val,
+                                 .tokenizer = config->data.tokenizer,
+                                 .seq_len = config->data.seq_len,
+                                 .vocab = model->vocab,
+                                 .seed = config->run.seed};
+
+    if (config->data.train.n == 0) {
+        fail(SHOAL_ERR_CONFIG, "data.train: no files given");
+        return fail_hint(SHOAL_ERR_CONFIG, "add data.train=FILE, a glob or a list to the config");
+    }
+    for (int i = 0; i < config->data.train.n; i++)
+        paths[i] = config->data.train.items[i];
+    for (int format = DATA_AUTO; format <= DATA_LLMC; format++)
+        if (strcmp(config->data.format, data_format_name((enum data_format)format)) == 0)
+            params.format = (enum data_format)format;
+    return data_open(&params, data_out);
+}
+
+shoal_status setup_optimizer(const struct config *config, const struct optim_rule **rule_out,
+                             struct optim_hyper *hyper_out, struct lr_params *lr_out)
+{
+    static const char *const schedules[] = {[LR_COSINE] = "cosine",
+                                            [LR_LINEAR] = "linear",
+                                            [LR_CONSTANT] = "constant",
+                                            [LR_WSD] = "wsd"};
+
+    SHOAL_TRY(optim_find(config->optimizer.name, rule_out));
+    *hyper_out = (struct optim_hyper){.lr = config->optimizer.lr,
+                                      .beta1 = config->optimizer.betas[0],
+                                      .beta2 = config->optimizer.betas[1],
+                                      .eps = config->optimizer.eps,
+                                      .weight_decay = config->optimizer.weight_decay};
+    *lr_out = (struct lr_params){.lr = config->optimizer.lr,
+                                 .min_lr = config->optimizer.min_lr,
+                                 .warmup_steps = config->optimizer.warmup_steps,
+                                 .total_steps = config->steps,
+                                 .decay_fraction = 0.2};
+    for (size_t i = 0; i < sizeof schedules / sizeof schedules[0]; i++)
+        if (strcmp(config->optimizer.schedule, schedules[i]) == 0)
+            lr_out->schedule = (enum lr_schedule)i;
+    return SHOAL_OK;
+}
+
+int setup_threads(const struct config *config, const struct comm *comm)
+{
+    int cores = host_cpus(), ranks = comm == NULL ? 1 : comm_node_ranks(comm);
+    int threads = config->run.threads > 0 ? config->run.threads : cores / ranks;
+
+    return threads < 1 ? 1 : threads;
+}
+
+/* Line of `text` that differs first from `other`, into out. */
+static void first_difference(const char *text, const char *other, char *out, size_t n_bytes)
+{
+    while (*text != '\0' && *other != '\0') {
+        size_t n = strcspn(text, "\n"), m = strcspn(other, "\n");
+        if (n != m || memcmp(text, other, n) != 0) {
+            snprintf(out, n_bytes, "\"%.*s\" here, \"%.*s\" on rank 0", (int)n, text, (int)m,
+                     other);
+            return;
+        }
+        text += n + (text[n] == '\n');
+        other += m + (other[m] == '\n');
+    }
+    snprintf(out, n_bytes, "one is longer");
+}
+
+shoal_status setup_agree_config(struct comm *comm, const struct config *config)
+{
+    shoal_status status = SHOAL_OK;
+    uint64_t hash = config_hash(config), root_hash = hash, length = 0;
+    char *mine = NULL, *root = NULL;
+
+    SHOAL_TRY(config_to_yaml(config, &mine));
+    length = strlen(mine) + 1;
+    SHOAL_TRY_GOTO(comm_broadcast(comm, 0, &root_hash, sizeof root_hash), end);
+    SHOAL_TRY_GOTO(comm_broadcast(comm, 0, &length, sizeof length), end);
+    root = calloc(1, length);
+    if (root == NULL) {
+        status =
+            fail(SHOAL_ERR_NOMEM, "config: cannot allocate %llu bytes", (unsigned long long)length);
+        goto end;
+    }
+    if (comm_rank(comm) == 0)
+        memcpy(root, mine, length);
+    SHOAL_TRY_GOTO(comm_broadcast(comm, 0, root, length), end);
+    if (hash != root_hash) {
+        char where[256];
+        first_difference(mine, root, where, sizeof where);
+        status = fail(SHOAL_ERR_CONFIG, "config: differs from rank 0's: %s", where);
+        fail_hint(status, "start every rank with the same file and the same KEY=VALUE words");
+    }
+
+end:
+    free(mine);
+    free(root);
+    return comm_agree(comm, status);
+}

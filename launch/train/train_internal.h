@@ -1,0 +1,236 @@
+#pragma once
+
+#include "checkpoint/checkpoint.h"
+#include "comm/comm.h"
+#include "launch/train/train.h"
+#include "models/model.h"
+#include "optim/optim.h"
+#include "runtime/base/exact_sum.h"
+#include "runtime/base/pool.h"
+#include "runtime/data/data.h"
+#include "runtime/device/device.h"
+#include "runtime/layout/layout.h"
+#include "runtime/metrics/metrics.h"
+#include "runtime/schedule/schedule.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/*
+ * The two structs to read first: `policy` is what the user chose, as numbers; `build` is what the
+ * builder makes of it: slots and schedules.  `trainer` holds the living parts of a run.
+ */
+
+/* How a step is laid out over ranks and time.  Pure data: `shoal plan` makes one without a run. */
+struct policy {
+    int stage; /* ZeRO 0..3 as asked for */
+    int n_ranks, rank;
+    bool vertical;  /* all microbatches of a unit before the next unit */
+    bool recompute; /* keep only block inputs, run the block's forward again in backward */
+    bool ring;
+    enum dtype compute;
+    int64_t B, T;          /* sequences per rank and microbatch, tokens per sequence */
+    int64_t global;        /* sequences per step, over all ranks */
+    int A;                 /* microbatches per rank and step */
+    bool reduce_each;      /* gradients are reduced every microbatch, else once per step */
+    int64_t sample_tokens; /* longest text that is sampled during training, 0: none */
+    double grad_clip;      /* 0: off */
+
+    /* Derived: one rank shards nothing, and needs no communication. */
+    bool shards_params, shards_states;
+    bool infer_only; /* no gradients and no optimizer state: sampling from a checkpoint */
+};
+
+/* Which global microbatch is the j-th of this rank: an aligned subtree of the summation tree. */
+int64_t policy_microbatch(const struct policy *policy, int j);
+
+/* Host scalars that operations read while a step runs. */
+struct step_state {
+    int64_t step;            /* 1-based */
+    uint64_t first_sequence; /* of this step, counted over the run */
+    float loss_scale;        /* 1 / target tokens of the global batch */
+    int64_t position;        /* decode: of the token being fed */
+    struct optim_step optim;
+    struct exact_sum sums[2]; /* loss, squares of gradients: local, then global after NORM */
+    int64_t stop_wanted;      /* local signal flag in, number of ranks that want to stop out */
+    double loss, grad_norm;
+    bool finite;
+};
+
+enum { SUM_LOSS, SUM_SQUARES };
+
+/* Where a unit's gradient lives and how far its accumulation has come while building. */
+struct grad_stream {
+    int unit;                    /* whose flat space it has */
+    bool tied;                   /* the head's contribution to the embedding */
+    struct slot_ref result;      /* the shard's sum (all of it at one rank) */
+    struct slot_ref buffers[64]; /* binary counter; buffers[0] ends with the sum */
+    int levels[64];
+    int depth;
+    struct slot_ref full; /* reduce_each: what backward writes */
+};
+
+struct build {
+    struct policy policy;
+    const struct model *model;
+    const struct layout *layout;
+    const struct optim_rule *rule;
+    struct plan *plan;
+    int n_units, n_blocks, embed, head;
+    const char **unit_names;
+
+    /* Per unit. */
+    struct slot_ref
+        *param; /* compute precision: whole unit, or the shard where params are sharded */
+    struct slot_ref *master;     /* fp32: the shard, or all at stage 0; part of `param` at fp32 */
+    struct slot_ref *states;     /* [n_units * OPTIM_MAX_STATES] */
+    struct slot_ref *full;       /* what compute reads: param, or the gather slot */
+    struct grad_stream *streams; /* n_units, and one more for tied models */
+    int n_streams;
+
+    /* Activations: [microbatch][...] as the order needs. */
+    int n_live;                /* microbatches whose activations live at the same time */
+    struct slot_ref *residual; /* [n_live][n_blocks + 1] */
+    struct slot_ref *saved;    /* [n_live or 1][n_blocks or 1] */
+    struct slot_ref *dx;       /* [n_live] */
+    struct slot_ref tokens, targets, row_loss, scratch;  /* [A] each but scratch */
+    struct slot_ref window;                              /* one sequence, T + 1 tokens */
+    struct slot_ref gather_embed, gather_ring, grad_all; /* grad_all: stage 0's gathered gradient */
+    struct slot_ref cache, decode_x[2], logits, decode_scratch, decode_token;
+};
+
+/* What the makers of operations need of the run; NULL members in a dry plan. */
+struct build_env {
+    struct comm *comm;
+    struct ops *ops;
+    struct pool *pool;
+    const struct data *data;
+    struct step_state *state;
+};
+
+/* Reserve every slot of a run.  `ops` only sizes scratch. */
+shoal_status build_create(const struct policy *policy, const struct model *model,
+                          const struct ops *ops, const struct optim_rule *rule,
+                          struct build **build_out);
+void build_destroy(struct build *build);
+
+/* One optimizer step; forward only over one microbatch; one generated token. */
+shoal_status build_step(struct build *build, const struct build_env *env,
+                        struct schedule **sched_out);
+shoal_status build_eval(struct build *build, const struct build_env *env,
+                        struct schedule **sched_out);
+shoal_status build_decode(struct build *build, const struct build_env *env,
+                          struct schedule **sched_out);
+
+/* Operations that belong to the trainer itself (train_ops.c). */
+shoal_status train_op_data(struct schedule *sched, const struct build *build,
+                           const struct build_env *env, int j);
+shoal_status train_op_norm(struct schedule *sched, const struct build *build,
+                           const struct build_env *env);
+
+/* Where (rank) elements of a unit are owned: the shard, or everything where states are whole. */
+struct shard build_owned(const struct build *build, int unit);
+
+/* The slice of a unit that this rank stores in checkpoints; the same for every stage. */
+struct shard build_stored(const struct build *build, int unit);
+
+size_t build_unit_elements(const struct build *build, int unit); /* padded: ranks * shard */
+size_t build_shard_elements(const struct build *build, int unit);
+
+/* ---- a run ---- */
+
+struct trainer {
+    const struct config *config;
+    struct model_config model_config;
+    struct policy policy;
+    struct comm *comm;
+    struct device *device;
+    struct pool *pool;
+    struct ops *ops;
+    struct model *model;
+    struct data *data;
+    struct metrics *metrics; /* rank 0 */
+    const struct optim_rule *rule;
+    struct lr_params lr;
+    struct optim_hyper hyper;
+    struct build *build;
+    struct schedule *step, *eval, *decode;
+    struct step_state state;
+    struct ckpt_store *store;
+    struct ckpt_piece *pieces; /* what this rank saves */
+    size_t n_pieces;
+    void *memory;           /* SPACE_PRIVATE */
+    uint64_t library_bytes; /* what the libraries take for a moment in a matmul */
+    uint64_t base_bytes;    /* of the process and its libraries, before the plan's memory */
+    uint64_t consumed_sequences, consumed_tokens;
+    int64_t first_step; /* steps done before this process */
+    int64_t saved_step; /* of the newest checkpoint, -1: none */
+    int64_t updates;    /* optimizer updates applied: steps less the skipped ones */
+    double last_loss, val_loss;
+    double start_seconds; /* clock at process start of the run */
+    char run_uuid[40];
+    char *config_yaml, *model_json;
+};
+
+/* trainer.c: a run's parts, in the order of opening; train_close undoes all of them. */
+shoal_status train_open(const struct config *config, struct trainer **trainer_out);
+shoal_status train_open_compute(struct trainer *trainer);
+shoal_status train_build(struct trainer *trainer);
+shoal_status train_one_step(struct trainer *trainer, int64_t step, double *lr_out);
+void train_close(struct trainer *trainer, shoal_status status);
+
+/* setup.c: from config to policy and parts. */
+shoal_status setup_model_config(const struct config *config, struct model_config *out);
+shoal_status setup_policy(const struct config *config, const struct model_config *model,
+                          int n_ranks, int rank, struct policy *out);
+shoal_status setup_data(const struct config *config, const struct model_config *model,
+                        struct data **data_out);
+shoal_status setup_optimizer(const struct config *config, const struct optim_rule **rule_out,
+                             struct optim_hyper *hyper_out, struct lr_params *lr_out);
+int setup_threads(const struct config *config, const struct comm *comm);
+shoal_status setup_agree_config(struct comm *comm, const struct config *config);
+
+/* memory.c: the plan's memory, its table and the comparison at the end. */
+shoal_status train_memory_warm_up(struct trainer *trainer);
+shoal_status train_memory_take(struct trainer *trainer);
+void train_memory_release(struct trainer *trainer);
+void train_memory_log_plan(const struct trainer *trainer);
+void train_memory_print_table(const struct build *build, int ranks_per_host, FILE *out);
+shoal_status train_memory_log_measured(struct trainer *trainer);
+
+/* state.c: weights and optimizer state in and out. */
+shoal_status state_init(struct trainer *trainer);
+shoal_status state_pieces(struct trainer *trainer, bool stored, struct ckpt_piece **pieces_out,
+                          size_t *n_out);
+shoal_status state_resume(struct trainer *trainer);
+shoal_status state_publish(struct trainer *trainer);
+shoal_status state_save(struct trainer *trainer, int64_t step);
+
+/* evaluate.c: validation loss and sampled text; *stop_out when a rank was asked to stop. */
+shoal_status evaluate_loss(struct trainer *trainer, int64_t step, bool *stop_out);
+shoal_status evaluate_samples(struct trainer *trainer, int64_t step, bool *stop_out);
+
+/* Text that follows a prompt. */
+struct generation {
+    const char *prompt;
+    int n_tokens;
+    double temperature, top_p;
+    uint64_t seed, stream; /* stream: step, so that samples of a run differ */
+};
+shoal_status generate(struct trainer *trainer, const struct generation *generation, char *text_out,
+                      size_t n_bytes, bool *stop_out);
+
+/* report.c */
+void report_banner(const struct trainer *trainer);
+shoal_status report_step(struct trainer *trainer, int64_t step, int64_t n_steps, double seconds,
+                         double lr);
+
+/* signals.c: SIGTERM, SIGUSR1 and SIGINT ask for a stop; a second SIGINT leaves at once. */
+void signals_install(void);
+int signals_wanted(void); /* the signal number, 0: none */
+
+/*
+ * Test hook: SHOAL_FAULT=WHAT:STEP:RANK, before that step on that rank: kill, stop and term raise
+ * SIGKILL, SIGSTOP, SIGTERM; nan returns true: the rank's gradients are to be NaN.
+ */
+bool fault_point(int64_t step, int rank);

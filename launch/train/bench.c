@@ -122,9 +122,10 @@ static shoal_status matmul_floor(const struct trainer *trainer, struct matmul_fl
     *floor_out = (struct matmul_floor){0};
     for (size_t i = 0; i < sizeof products / sizeof products[0]; i++) {
         struct linear_shape s = products[i].shape;
-        double seconds = 0;
-        SHOAL_TRY(ops_library_linear_seconds(trainer->ops, s, &seconds));
-        floor_out->seconds += seconds * (double)(products[i].times * A);
+        double seconds[3] = {0};
+        SHOAL_TRY(ops_library_linear_seconds(trainer->ops, s, seconds));
+        floor_out->seconds +=
+            (seconds[0] + seconds[1] + seconds[2]) * (double)(products[i].times * A);
         floor_out->flops +=
             6.0 * (double)s.rows * (double)s.in * (double)s.out * (double)(products[i].times * A);
     }

@@ -87,7 +87,8 @@ const char *op_class_name(enum op_class op_class)
     return names[op_class];
 }
 
-shoal_status ops_library_linear_seconds(struct ops *ops, struct linear_shape s, double *seconds_out)
+shoal_status ops_library_linear_seconds(struct ops *ops, struct linear_shape s,
+                                        double seconds_out[3])
 {
     return ops->table->library_linear_seconds(ops, s, seconds_out);
 }

@@ -99,10 +99,10 @@ shoal_status op_linear_backward_weight(struct ops *ops, struct linear_shape s, c
 
 /*
  * The yardstick of `shoal bench`: seconds that the matmul library alone, with its own
- * threads, takes for the three products of a shape (y, dx, dw), best of several.  Allocates.
+ * threads, takes for each of the three products of a shape (y, dx, dw), best of several.  Allocates.
  */
 shoal_status ops_library_linear_seconds(struct ops *ops, struct linear_shape s,
-                                        double *seconds_out);
+                                        double seconds_out[3]);
 
 /* ---- normalization of the residual stream ---- */
 

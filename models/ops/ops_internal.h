@@ -12,7 +12,7 @@ struct ops_vtable {
     const char *(*describe)(const struct ops *ops);
     shoal_status (*warm_up)(struct ops *ops, size_t *own_bytes_out);
     shoal_status (*library_linear_seconds)(struct ops *ops, struct linear_shape s,
-                                           double *seconds_out);
+                                           double seconds_out[3]);
 
     shoal_status (*linear_prepare)(struct ops *ops, struct linear_shape s);
     size_t (*linear_scratch_bytes)(const struct ops *ops, struct linear_shape s);

@@ -13,6 +13,7 @@
 enum rng_stream {
     RNG_STREAM_INIT = 1,    /* parameter initialization; sub = tensor */
     RNG_STREAM_DATA = 2,    /* order of windows; sub = epoch */
+    RNG_STREAM_SHIFT = 5,   /* cut of windows; sub = epoch */
     RNG_STREAM_SAMPLE = 3,  /* sampling of text; sub = step */
     RNG_STREAM_ROUNDING = 4 /* stochastic rounding; sub = step */
 };

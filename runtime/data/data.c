@@ -1,3 +1,4 @@
+#include "runtime/base/rng.h"
 #include "runtime/data/data_internal.h"
 
 #include <assert.h>
@@ -264,11 +265,26 @@ void data_window(const struct data *data, enum data_split split, uint64_t i, int
     data_stream_read(from->stream, from->begin + i * data->seq_len, data->seq_len + 1, tokens);
 }
 
+uint64_t data_epoch_shift(const struct data *data, uint64_t epoch)
+{
+    uint32_t bits[4];
+
+    if (epoch == 0)
+        return 0;
+    rng_block(data->seed, RNG_STREAM_SHIFT, epoch, 0, bits);
+    return bits[0] % data->seq_len;
+}
+
 void data_train_sequence(const struct data *data, uint64_t i, int32_t *tokens)
 {
-    uint64_t n = data->splits[DATA_TRAIN].n_windows;
+    const struct split *from = &data->splits[DATA_TRAIN];
+    uint64_t n = from->n_windows, epoch = i / n;
+    uint64_t window = data_permute(data->seed, epoch, i % n, n);
+    uint64_t begin = data_epoch_shift(data, epoch) + window * data->seq_len;
+    uint64_t last = (n - 1) * data->seq_len;
 
-    data_window(data, DATA_TRAIN, data_permute(data->seed, i / n, i % n, n), tokens);
+    data_stream_read(from->stream, from->begin + (begin < last ? begin : last), data->seq_len + 1,
+                     tokens);
 }
 
 size_t data_token_text(const struct data *data, int32_t token, char out[8])

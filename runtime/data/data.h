@@ -72,6 +72,12 @@ void data_train_sequence(const struct data *data, uint64_t i, int32_t *tokens);
 /* The i-th window of a split in file order, i < n_windows[split]. */
 void data_window(const struct data *data, enum data_split split, uint64_t i, int32_t *tokens);
 
+/*
+ * Where the windows of an epoch begin, in tokens: 0 in the first epoch, then anything below seq_len, so
+ * that a token does not meet the same neighbours at the same position again.
+ */
+uint64_t data_epoch_shift(const struct data *data, uint64_t epoch);
+
 /* The bijection behind the order: position of `index` < n in the permutation of (seed, epoch). */
 uint64_t data_permute(uint64_t seed, uint64_t epoch, uint64_t index, uint64_t n);
 

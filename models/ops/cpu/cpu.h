@@ -137,4 +137,4 @@ shoal_status cpu_zero(struct ops *ops, size_t n_bytes, void *dst);
 /* yardstick.c */
 shoal_status cpu_warm_up(struct ops *ops, size_t *own_bytes_out);
 shoal_status cpu_library_linear_seconds(struct ops *ops, struct linear_shape s,
-                                        double *seconds_out);
+                                        double seconds_out[3]);

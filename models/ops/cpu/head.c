@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-enum { CHUNK_BYTES = 64 << 20, CHUNK_QUANTUM = 64 };
+enum { CHUNK_BYTES = 128 << 20, CHUNK_QUANTUM = 64 };
 
 /* Even chunks of whole quanta, at most CHUNK_BYTES of logits unless one quantum is more. */
 static int64_t chunk_rows(const struct head_shape *s)

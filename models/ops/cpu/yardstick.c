@@ -131,13 +131,13 @@ static shoal_status time_bf16(const struct product *p, double *best)
     return status;
 }
 
-shoal_status cpu_library_linear_seconds(struct ops *ops, struct linear_shape s, double *seconds_out)
+shoal_status cpu_library_linear_seconds(struct ops *ops, struct linear_shape s,
+                                        double seconds_out[3])
 {
     size_t x = (size_t)(s.rows * s.in), w = (size_t)(s.in * s.out), y = (size_t)(s.rows * s.out);
     size_t n_bytes = (x + 2 * w + y) * sizeof(float);
     cpu_set_t before;
     void *memory = NULL;
-    double sum = 0;
     shoal_status status = SHOAL_OK;
 
     SHOAL_TRY(pages_alloc("yardstick", n_bytes, &memory));
@@ -154,13 +154,12 @@ shoal_status cpu_library_linear_seconds(struct ops *ops, struct linear_shape s, 
         double best = 1e30;
         status = s.dtype == DTYPE_BF16 ? time_bf16(&products[i], &best)
                                        : time_sgemm(&products[i], &best);
-        sum += best;
+        if (status == SHOAL_OK)
+            seconds_out[i] = best;
     }
     set_library_threads(1);
     sched_setaffinity(0, sizeof before, &before);
     pages_free(memory, n_bytes);
-    if (status == SHOAL_OK)
-        *seconds_out = sum;
     return status;
 }
 

@@ -10,9 +10,12 @@
 /*
  * oneDNN as anyone would call it: whole products, its own threads.  What `shoal bench` measures
  * ours against; nothing else calls this.  (Beside matmul.c the only file that knows oneDNN.)
+ *
+ * The conditions are those of a step: numbers that are not zero, activations that were just touched, and
+ * weights and weight gradients of another layer each time, which the caches do not hold.
  */
 
-enum { WARM_RUNS = 1, TIMED_RUNS = 5 };
+enum { WARM_RUNS = 1, TIMED_RUNS = 5, RUNS = WARM_RUNS + TIMED_RUNS, SWEEP_BYTES = 512 << 20 };
 
 static void set_library_threads(int n)
 {
@@ -41,21 +44,28 @@ static shoal_status check(dnnl_status_t result, const char *what)
                : fail(SHOAL_ERR_INTERNAL, "oneDNN: %s: status %d", what, (int)result);
 }
 
-/* One of the three products as C[m, n] = A B, with A or B a transposed view. */
+/*
+ * One of the three products as C[m, n] = A B, with A or B a transposed view.  A step in bytes leads to
+ * the next layer's copy of an operand; 0: the same every time.
+ */
 struct product {
     bool transpose_a, transpose_b;
     int64_t m, n, k;
     dnnl_data_type_t out; /* for bf16 inputs */
-    void *a, *b, *c;
+    char *a, *b, *c;
+    size_t b_step, c_step;
 };
 
 static shoal_status time_sgemm(const struct product *p, double *best)
 {
-    for (int i = 0; i < WARM_RUNS + TIMED_RUNS; i++) {
+    for (size_t i = 0; i < RUNS; i++) {
+        const float *a = (const float *)(const void *)p->a;
+        const float *b = (const float *)(const void *)(p->b + i * p->b_step);
+        float *c = (float *)(void *)(p->c + i * p->c_step);
         double start = clock_seconds();
         SHOAL_TRY(check(dnnl_sgemm(p->transpose_a ? 'T' : 'N', p->transpose_b ? 'T' : 'N', p->m,
-                                   p->n, p->k, 1.0f, p->a, p->transpose_a ? p->m : p->k, p->b,
-                                   p->transpose_b ? p->k : p->n, 0.0f, p->c, p->n),
+                                   p->n, p->k, 1.0f, a, p->transpose_a ? p->m : p->k, b,
+                                   p->transpose_b ? p->k : p->n, 0.0f, c, p->n),
                         "sgemm"));
         double seconds = clock_seconds() - start;
         if (i >= WARM_RUNS && seconds < *best)
@@ -88,7 +98,9 @@ static shoal_status run_primitive(dnnl_engine_t engine, dnnl_primitive_t primiti
         args[i].arg = ids[i];
         status = check(dnnl_memory_create(&args[i].memory, &descs[i], engine, data[i]), "memory");
     }
-    for (int i = 0; status == SHOAL_OK && i < WARM_RUNS + TIMED_RUNS; i++) {
+    for (size_t i = 0; status == SHOAL_OK && i < RUNS; i++) {
+        dnnl_memory_set_data_handle(args[1].memory, p->b + i * p->b_step);
+        dnnl_memory_set_data_handle(args[2].memory, p->c + i * p->c_step);
         double start = clock_seconds();
         status = check(dnnl_primitive_execute(primitive, stream, 3, args), "matmul");
         dnnl_stream_wait(stream);
@@ -131,27 +143,70 @@ static shoal_status time_bf16(const struct product *p, double *best)
     return status;
 }
 
+/* Numbers in [-1, 1) of either type. */
+static void fill(void *data, size_t n, enum dtype dtype)
+{
+    uint32_t state = 1;
+
+    for (size_t i = 0; i < n; i++) {
+        state = state * 1664525u + 1013904223u;
+        float x = (float)(int32_t)state * 0x1p-31f;
+        if (dtype == DTYPE_BF16)
+            ((bf16_t *)data)[i] = bf16_from_f32(x);
+        else
+            ((float *)data)[i] = x;
+    }
+}
+
+/* x and y once, w and dw once per run, and what sweeps them out of the caches. */
+struct operands {
+    char *memory, *x, *y, *w, *dw, *sweep;
+    size_t n_bytes, w_bytes, dw_bytes;
+};
+
+static shoal_status operands_init(struct linear_shape s, struct operands *o)
+{
+    size_t x = (size_t)(s.rows * s.in), w = (size_t)(s.in * s.out), y = (size_t)(s.rows * s.out);
+    size_t width = dtype_bytes(s.dtype);
+    void *memory = NULL;
+
+    o->w_bytes = w * width;
+    o->dw_bytes = w * sizeof(float);
+    o->n_bytes = (x + y) * width + RUNS * (o->w_bytes + o->dw_bytes) + SWEEP_BYTES;
+    SHOAL_TRY(pages_alloc("yardstick", o->n_bytes, &memory));
+    o->memory = memory;
+    o->dw = o->memory;
+    o->w = o->dw + RUNS * o->dw_bytes;
+    o->x = o->w + RUNS * o->w_bytes;
+    o->y = o->x + x * width;
+    o->sweep = o->y + y * width;
+    fill(o->x, x, s.dtype);
+    fill(o->y, y, s.dtype);
+    for (size_t i = 0; i < RUNS; i++) {
+        fill(o->w + i * o->w_bytes, w, s.dtype);
+        memset(o->dw + i * o->dw_bytes, 0, o->dw_bytes);
+    }
+    return SHOAL_OK;
+}
+
 shoal_status cpu_library_linear_seconds(struct ops *ops, struct linear_shape s,
                                         double seconds_out[3])
 {
-    size_t x = (size_t)(s.rows * s.in), w = (size_t)(s.in * s.out), y = (size_t)(s.rows * s.out);
-    size_t n_bytes = (x + 2 * w + y) * sizeof(float);
+    struct operands o;
     cpu_set_t before;
-    void *memory = NULL;
     shoal_status status = SHOAL_OK;
 
-    SHOAL_TRY(pages_alloc("yardstick", n_bytes, &memory));
-    memset(memory, 0, n_bytes);
-    float *xs = memory, *ws = xs + x, *ys = ws + w, *dw = ys + y;
+    SHOAL_TRY(operands_init(s, &o));
     const struct product products[3] = {
-        {false, true, s.rows, s.out, s.in, dnnl_bf16, xs, ws, ys},
-        {false, false, s.rows, s.in, s.out, dnnl_bf16, ys, ws, xs},
-        {true, false, s.out, s.in, s.rows, dnnl_f32, ys, xs, dw},
+        {false, true, s.rows, s.out, s.in, dnnl_bf16, o.x, o.w, o.y, o.w_bytes, 0},
+        {false, false, s.rows, s.in, s.out, dnnl_bf16, o.y, o.w, o.x, o.w_bytes, 0},
+        {true, false, s.out, s.in, s.rows, dnnl_f32, o.y, o.x, o.dw, 0, o.dw_bytes},
     };
     allow_all_cpus(&before);
     set_library_threads(pool_size(cpu_of(ops)->pool));
     for (int i = 0; i < 3 && status == SHOAL_OK; i++) {
         double best = 1e30;
+        memset(o.sweep, i, SWEEP_BYTES);
         status = s.dtype == DTYPE_BF16 ? time_bf16(&products[i], &best)
                                        : time_sgemm(&products[i], &best);
         if (status == SHOAL_OK)
@@ -159,7 +214,7 @@ shoal_status cpu_library_linear_seconds(struct ops *ops, struct linear_shape s,
     }
     set_library_threads(1);
     sched_setaffinity(0, sizeof before, &before);
-    pages_free(memory, n_bytes);
+    pages_free(o.memory, o.n_bytes);
     return status;
 }
 

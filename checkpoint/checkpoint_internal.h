@@ -75,50 +75,51 @@ _Static_assert(sizeof(struct file_row) == 48, "file_row is 48 bytes on disk");
 /* ---- fs.c ---- */
 
 /* Record "<path>: <what>: <text of errno>"; ENOSPC gets a hint. */
-shoal_status fs_fail(shoal_status code, const char *path, const char *what);
+shoal_status ckpt_fs_fail(shoal_status code, const char *path, const char *what);
 
 /* a/b into out; too long is SHOAL_ERR_CANTCREATE. */
-shoal_status fs_join(char *out, size_t out_bytes, const char *a, const char *b);
+shoal_status ckpt_fs_join(char *out, size_t out_bytes, const char *a, const char *b);
 
 /* Create `path` and its parents.  An existing directory is fine. */
-shoal_status fs_make_dirs(const char *path);
-shoal_status fs_sync_dir(const char *path);
+shoal_status ckpt_fs_make_dirs(const char *path);
+shoal_status ckpt_fs_sync_dir(const char *path);
 
 /* Create dir/name with these bytes and fsync it; an existing file is replaced in place. */
-shoal_status fs_write_file(const char *dir, const char *name, const void *data, size_t n_bytes);
+shoal_status ckpt_fs_write_file(const char *dir, const char *name, const void *data,
+                                size_t n_bytes);
 
 /*
  * Create an empty file and see whether n_bytes could be reserved for it.  HDF5 1.10 cannot unwind
  * when the disk fills up while it closes a file, so space is asked for before HDF5 is; HDF5 then
  * creates the file anew, which gives it back.
  */
-shoal_status fs_probe_space(const char *path, uint64_t n_bytes);
-shoal_status fs_sync_file(const char *path);
+shoal_status ckpt_fs_probe_space(const char *path, uint64_t n_bytes);
+shoal_status ckpt_fs_sync_file(const char *path);
 
 /* The whole of a file of at most max_bytes; *data_out is freed by the caller, NUL-terminated. */
-shoal_status fs_read_file(const char *path, size_t max_bytes, char **data_out, size_t *n_out);
+shoal_status ckpt_fs_read_file(const char *path, size_t max_bytes, char **data_out, size_t *n_out);
 
 /* Remove a flat directory.  Missing is fine. */
-shoal_status fs_remove_dir(const char *path);
+shoal_status ckpt_fs_remove_dir(const char *path);
 
 /* Sum of the sizes of a directory's files; 0 if it cannot be read. */
-uint64_t fs_dir_bytes(const char *path);
-bool fs_is_dir(const char *path);
+uint64_t ckpt_fs_dir_bytes(const char *path);
+bool ckpt_fs_is_dir(const char *path);
 
-shoal_status fs_uuid(char out[CKPT_UUID_BYTES]);
+shoal_status ckpt_fs_uuid(char out[CKPT_UUID_BYTES]);
 
 /* ---- format.c ---- */
 
-uint32_t crc32c(uint32_t crc, const void *data, size_t n_bytes); /* start with 0; chains */
+uint32_t ckpt_crc32c(uint32_t crc, const void *data, size_t n_bytes); /* start with 0; chains */
 
 /* What follows the step in a directory's name. */
 enum step_suffix { STEP_NOT_A_STEP, STEP_FINAL, STEP_TEMPORARY, STEP_DELETED };
-enum step_suffix step_name_parse(const char *name, int64_t *step_out);
+enum step_suffix ckpt_step_name_parse(const char *name, int64_t *step_out);
 
-void step_name(char out[CKPT_NAME_BYTES], int64_t step);
-void step_name_temporary(char out[CKPT_NAME_BYTES], int64_t step, const char *uuid);
-void step_name_deleted(char out[CKPT_NAME_BYTES], int64_t step, const char *uuid);
-void rank_file_name(char out[CKPT_NAME_BYTES], uint32_t rank);
+void ckpt_step_name(char out[CKPT_NAME_BYTES], int64_t step);
+void ckpt_step_name_temporary(char out[CKPT_NAME_BYTES], int64_t step, const char *uuid);
+void ckpt_step_name_deleted(char out[CKPT_NAME_BYTES], int64_t step, const char *uuid);
+void ckpt_rank_file_name(char out[CKPT_NAME_BYTES], uint32_t rank);
 
 struct commit {
     int64_t step;
@@ -127,16 +128,16 @@ struct commit {
     char attempt[CKPT_UUID_BYTES];
 };
 
-size_t commit_format(char *out, size_t out_bytes, const struct commit *commit);
+size_t ckpt_commit_format(char *out, size_t out_bytes, const struct commit *commit);
 
 /* Read and check <dir>/COMMIT; anything wrong with it is SHOAL_ERR_DATA. */
-shoal_status commit_read(const char *dir, struct commit *commit_out);
+shoal_status ckpt_commit_read(const char *dir, struct commit *commit_out);
 
-/* COMMIT, then the manifest's bytes against it.  *image_out may be NULL; else freed by the caller. */
-shoal_status commit_check(const char *dir, struct commit *commit_out, char **image_out);
+/* COMMIT, then the manifest's bytes against it.  *image_out (or NULL) is freed by the caller. */
+shoal_status ckpt_commit_check(const char *dir, struct commit *commit_out, char **image_out);
 
 /* A usable state kind or tensor name: not empty, terminated, no slash, no control characters. */
-bool name_is_valid(const char *name, size_t field_bytes);
+bool ckpt_name_is_valid(const char *name, size_t field_bytes);
 
 /* SIGKILL this process if SHOAL_CKPT_FAULT=point:rank[:nth save] says so.  A test hook. */
 void ckpt_fault(const char *point, int rank, int nth_save);
@@ -144,46 +145,46 @@ void ckpt_fault(const char *point, int rank, int nth_save);
 /* ---- h5.c ---- */
 
 /* Silence HDF5's own error printing in this thread; every public function begins with it. */
-void h5_quiet(void);
+void ckpt_h5_quiet(void);
 
 /* Record "<path>: <what>" with HDF5's innermost complaint as the reason. */
-shoal_status h5_fail(shoal_status code, const char *path, const char *what);
+shoal_status ckpt_h5_fail(shoal_status code, const char *path, const char *what);
 
 /* Types of the rows; closed by the caller with H5Tclose. */
-hid_t h5_tensor_type(void);
-hid_t h5_shard_type(void);
-hid_t h5_file_type(void);
-hid_t h5_kind_type(void);
+hid_t ckpt_h5_tensor_type(void);
+hid_t ckpt_h5_shard_type(void);
+hid_t ckpt_h5_file_type(void);
+hid_t ckpt_h5_kind_type(void);
 
 /* Property lists that all files of a checkpoint share; `metadata_bytes` is the head's estimate. */
-hid_t h5_access(size_t metadata_bytes);
-hid_t h5_creation(void);
+hid_t ckpt_h5_access(size_t metadata_bytes);
+hid_t ckpt_h5_creation(void);
 
 /* Create and close a small file: does HDF5 work here? */
-shoal_status h5_write_probe(const char *path);
+shoal_status ckpt_h5_write_probe(const char *path);
 
 /* Write attributes; negative on failure. */
-herr_t h5_put_attr(hid_t object, const char *name, hid_t type, size_t n, const void *data);
-herr_t h5_put_text_attr(hid_t object, const char *name, const char *text);
+herr_t ckpt_h5_put_attr(hid_t object, const char *name, hid_t type, size_t n, const void *data);
+herr_t ckpt_h5_put_text_attr(hid_t object, const char *name, const char *text);
 
 /* Contiguous, early allocated, never filled, one dimension.  Returns the open dataset. */
-hid_t h5_new_dataset(hid_t file, const char *path, hid_t type, size_t n);
+hid_t ckpt_h5_new_dataset(hid_t file, const char *path, hid_t type, size_t n);
 
 /*
  * Read exactly `n` elements of exactly `type`: another type or size is SHOAL_ERR_DATA, HDF5 is
  * never asked to convert.  `path` names the file in messages.
  */
-shoal_status h5_get_attr(const char *path, hid_t object, const char *name, hid_t type, size_t n,
-                         void *out);
-shoal_status h5_get_text_attr(const char *path, hid_t object, const char *name, char *out,
-                              size_t out_bytes);
+shoal_status ckpt_h5_get_attr(const char *path, hid_t object, const char *name, hid_t type,
+                              size_t n, void *out);
+shoal_status ckpt_h5_get_text_attr(const char *path, hid_t object, const char *name, char *out,
+                                   size_t out_bytes);
 
 /* A whole table of at most max_rows; *rows_out is freed by the caller. */
-shoal_status h5_get_table(const char *path, hid_t file, const char *name, hid_t type,
-                          size_t row_bytes, size_t max_rows, void **rows_out, size_t *n_out);
+shoal_status ckpt_h5_get_table(const char *path, hid_t file, const char *name, hid_t type,
+                               size_t row_bytes, size_t max_rows, void **rows_out, size_t *n_out);
 
 /* A text dataset; absent is NULL.  Freed by the caller. */
-shoal_status h5_get_text(const char *path, hid_t file, const char *name, char **text_out);
+shoal_status ckpt_h5_get_text(const char *path, hid_t file, const char *name, char **text_out);
 
 /* ---- shards.c ---- */
 
@@ -212,12 +213,13 @@ static inline uint32_t shard_blocks(uint64_t n_bytes)
  * extents inside their file's payload without overlap, blocks inside the table, and that each
  * (tensor, kind) that occurs is covered exactly once.  `where` opens the message.
  */
-shoal_status shards_check(shoal_status code, const char *where, const struct shard_space *space,
-                          struct shard_row *rows, size_t n_rows);
+shoal_status ckpt_shards_check(shoal_status code, const char *where,
+                               const struct shard_space *space, struct shard_row *rows,
+                               size_t n_rows);
 
 /* First row of (tensor, kind) in sorted rows and how many follow; 0 rows if there are none. */
-size_t shards_find(const struct shard_row *rows, size_t n_rows, uint32_t tensor, uint32_t kind,
-                   size_t *n_out);
+size_t ckpt_shards_find(const struct shard_row *rows, size_t n_rows, uint32_t tensor, uint32_t kind,
+                        size_t *n_out);
 
 /* ---- plan.c ---- */
 
@@ -227,7 +229,7 @@ struct extent {
     int64_t begin, end;
     size_t first_piece, n_pieces; /* in save_plan.pieces */
     uint32_t first_block, n_blocks;
-    uint64_t byte_off; /* set by skeleton_create */
+    uint64_t byte_off; /* set by ckpt_skeleton_create */
 };
 
 struct save_plan {
@@ -242,9 +244,9 @@ struct save_plan {
     uint32_t *crcs; /* n_blocks, at least one entry */
 };
 
-shoal_status save_plan_create(const struct layout *layout, const struct ckpt_piece *pieces,
-                              size_t n_pieces, struct save_plan *plan_out);
-void save_plan_destroy(struct save_plan *plan);
+shoal_status ckpt_save_plan_create(const struct layout *layout, const struct ckpt_piece *pieces,
+                                   size_t n_pieces, struct save_plan *plan_out);
+void ckpt_save_plan_destroy(struct save_plan *plan);
 
 /* ---- skeleton.c ---- */
 
@@ -257,8 +259,8 @@ struct skeleton_params {
 };
 
 /* Create the closed rank file; sets the extents' byte_off and the row's offsets and size. */
-shoal_status skeleton_create(const struct skeleton_params *params, struct save_plan *plan,
-                             struct file_row *row_out);
+shoal_status ckpt_skeleton_create(const struct skeleton_params *params, struct save_plan *plan,
+                                  struct file_row *row_out);
 
 /* ---- manifest_write.c, manifest_read.c ---- */
 
@@ -272,7 +274,7 @@ struct manifest {
 };
 
 /* Create manifest.h5; on return it is closed, not yet synced. */
-shoal_status manifest_create(const struct manifest *manifest, const char *path);
+shoal_status ckpt_manifest_create(const struct manifest *manifest, const char *path);
 
 struct ckpt {
     char path[CKPT_PATH_BYTES];
@@ -300,7 +302,7 @@ struct ckpt {
 };
 
 /* Parse and check manifest.h5 (n_bytes at image, already checked against COMMIT) into ckpt. */
-shoal_status manifest_parse(struct ckpt *ckpt, const char *image, size_t n_bytes);
+shoal_status ckpt_manifest_parse(struct ckpt *ckpt, const char *image, size_t n_bytes);
 
 /* ---- open.c ---- */
 
@@ -331,8 +333,8 @@ struct block {
 };
 
 /* Load n <= READ_SLOTS blocks of one rank file into the buffer's slots and check them. */
-shoal_status blocks_load(struct ckpt *ckpt, const struct block *blocks, size_t n);
-size_t block_bytes(const struct ckpt *ckpt, const struct block *block);
+shoal_status ckpt_blocks_load(struct ckpt *ckpt, const struct block *blocks, size_t n);
+size_t ckpt_block_bytes(const struct ckpt *ckpt, const struct block *block);
 
 /* Fill [begin, end) of the checkpoint's own tensor and kind. */
 shoal_status ckpt_read_range(struct ckpt *ckpt, int tensor, int kind, int64_t begin, int64_t end,
@@ -353,18 +355,20 @@ struct ckpt_store {
 };
 
 /* Remove dead temporaries and finish deletions.  The root must be locked. */
-shoal_status store_collect(const char *root);
+shoal_status ckpt_store_collect(const struct ckpt_store *store);
 
 /* Move root/name out of sight (.del-), then remove it.  Local; rank 0. */
-shoal_status store_delete(const char *root, const char *name, int64_t step, int rank, int nth_save);
+shoal_status ckpt_store_delete(const char *root, const char *name, int64_t step, int rank,
+                               int nth_save);
 
 /* Keep the step just saved and the newest others, `keep` in all; returns how many went. */
-int store_prune(struct ckpt_store *store, int64_t saved_step);
+int ckpt_store_prune(struct ckpt_store *store, int64_t saved_step);
 
 /* ---- payload.c ---- */
 
 /*
- * Write the extents' bytes and fill plan->crcs.  Returns when nothing is in flight, also on failure.
+ * Write the extents' bytes and fill plan->crcs.  Returns when nothing is in flight, also after a
+ * failure.
  */
-shoal_status payload_write(struct ckpt_store *store, struct io_file *file, struct save_plan *plan,
-                           int64_t step);
+shoal_status ckpt_payload_write(struct ckpt_store *store, struct io_file *file,
+                                struct save_plan *plan, int64_t step);

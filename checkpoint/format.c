@@ -21,7 +21,7 @@
 
 enum { COMMIT_MAX_BYTES = 512 };
 
-uint32_t crc32c(uint32_t crc, const void *data, size_t n_bytes)
+uint32_t ckpt_crc32c(uint32_t crc, const void *data, size_t n_bytes)
 {
     /* isa-l takes an int and leaves both inversions to the caller; it only reads the bytes. */
     enum { CHUNK = 1 << 30 };
@@ -38,7 +38,7 @@ uint32_t crc32c(uint32_t crc, const void *data, size_t n_bytes)
     return ~crc;
 }
 
-enum step_suffix step_name_parse(const char *name, int64_t *step_out)
+enum step_suffix ckpt_step_name_parse(const char *name, int64_t *step_out)
 {
     static const char prefix[] = "step-";
     int64_t step = 0;
@@ -64,33 +64,33 @@ enum step_suffix step_name_parse(const char *name, int64_t *step_out)
     return STEP_NOT_A_STEP;
 }
 
-void step_name(char out[CKPT_NAME_BYTES], int64_t step)
+void ckpt_step_name(char out[CKPT_NAME_BYTES], int64_t step)
 {
     snprintf(out, CKPT_NAME_BYTES, "step-%012" PRId64, step);
 }
 
-void step_name_temporary(char out[CKPT_NAME_BYTES], int64_t step, const char *uuid)
+void ckpt_step_name_temporary(char out[CKPT_NAME_BYTES], int64_t step, const char *uuid)
 {
     snprintf(out, CKPT_NAME_BYTES, "step-%012" PRId64 ".tmp-%.36s", step, uuid);
 }
 
-void step_name_deleted(char out[CKPT_NAME_BYTES], int64_t step, const char *uuid)
+void ckpt_step_name_deleted(char out[CKPT_NAME_BYTES], int64_t step, const char *uuid)
 {
     snprintf(out, CKPT_NAME_BYTES, "step-%012" PRId64 ".del-%.36s", step, uuid);
 }
 
-void rank_file_name(char out[CKPT_NAME_BYTES], uint32_t rank)
+void ckpt_rank_file_name(char out[CKPT_NAME_BYTES], uint32_t rank)
 {
     snprintf(out, CKPT_NAME_BYTES, "rank-%05" PRIu32 ".h5", rank);
 }
 
-size_t commit_format(char *out, size_t out_bytes, const struct commit *c)
+size_t ckpt_commit_format(char *out, size_t out_bytes, const struct commit *c)
 {
     int n = snprintf(out, out_bytes,
                      CKPT_FORMAT " %d step %" PRId64 " manifest_bytes %" PRIu64
                                  " manifest_crc32c %08" PRIx32 " attempt %.36s",
                      CKPT_VERSION_MAJOR, c->step, c->manifest_bytes, c->manifest_crc, c->attempt);
-    uint32_t crc = crc32c(0, out, (size_t)n);
+    uint32_t crc = ckpt_crc32c(0, out, (size_t)n);
 
     n += snprintf(out + n, out_bytes - (size_t)n, " crc32c %08" PRIx32 "\n", crc);
     return (size_t)n;
@@ -114,23 +114,23 @@ static shoal_status commit_parse(const char *path, const char *text, struct comm
                &version, &c.step, &c.manifest_bytes, &c.manifest_crc, c.attempt) != 5)
         return fail(SHOAL_ERR_DATA, "%s: is not a commit record", path);
     /* One spelling only: whatever differs from what we would have written is damage. */
-    commit_format(again, sizeof again, &c);
+    ckpt_commit_format(again, sizeof again, &c);
     if (strcmp(again, text) != 0)
         return fail(SHOAL_ERR_DATA, "%s: its checksum does not match its text", path);
     *commit_out = c;
     return SHOAL_OK;
 }
 
-shoal_status commit_read(const char *dir, struct commit *commit_out)
+shoal_status ckpt_commit_read(const char *dir, struct commit *commit_out)
 {
     char path[CKPT_PATH_BYTES];
     char *text = NULL;
     size_t n = 0;
 
-    SHOAL_TRY(fs_join(path, sizeof path, dir, CKPT_COMMIT_FILE));
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, dir, CKPT_COMMIT_FILE));
     if (access(path, F_OK) != 0 && errno == ENOENT)
         return fail(SHOAL_ERR_DATA, "%s: has no " CKPT_COMMIT_FILE ", it was never finished", dir);
-    SHOAL_TRY(fs_read_file(path, COMMIT_MAX_BYTES - 1, &text, &n));
+    SHOAL_TRY(ckpt_fs_read_file(path, COMMIT_MAX_BYTES - 1, &text, &n));
 
     shoal_status status = strlen(text) == n
                               ? commit_parse(path, text, commit_out)
@@ -140,25 +140,25 @@ shoal_status commit_read(const char *dir, struct commit *commit_out)
     return status;
 }
 
-shoal_status commit_check(const char *dir, struct commit *commit_out, char **image_out)
+shoal_status ckpt_commit_check(const char *dir, struct commit *commit_out, char **image_out)
 {
     char path[CKPT_PATH_BYTES];
     struct commit commit;
     char *image = NULL;
     size_t n = 0;
 
-    SHOAL_TRY(commit_read(dir, &commit));
-    SHOAL_TRY(fs_join(path, sizeof path, dir, CKPT_MANIFEST_FILE));
+    SHOAL_TRY(ckpt_commit_read(dir, &commit));
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, dir, CKPT_MANIFEST_FILE));
     if (access(path, F_OK) != 0 && errno == ENOENT)
         return fail(SHOAL_ERR_DATA, "%s: is missing", path);
-    SHOAL_TRY(fs_read_file(path, CKPT_MANIFEST_MAX_BYTES, &image, &n));
+    SHOAL_TRY(ckpt_fs_read_file(path, CKPT_MANIFEST_MAX_BYTES, &image, &n));
     if (n != commit.manifest_bytes) {
         free(image);
         return fail(SHOAL_ERR_DATA, "%s: holds %zu bytes, " CKPT_COMMIT_FILE " says %" PRIu64, path,
                     n, commit.manifest_bytes);
     }
 
-    uint32_t crc = crc32c(0, image, n);
+    uint32_t crc = ckpt_crc32c(0, image, n);
 
     if (crc != commit.manifest_crc) {
         free(image);
@@ -174,7 +174,7 @@ shoal_status commit_check(const char *dir, struct commit *commit_out, char **ima
     return SHOAL_OK;
 }
 
-bool name_is_valid(const char *name, size_t field_bytes)
+bool ckpt_name_is_valid(const char *name, size_t field_bytes)
 {
     size_t n = strnlen(name, field_bytes);
 

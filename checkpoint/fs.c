@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-shoal_status fs_fail(shoal_status code, const char *path, const char *what)
+shoal_status ckpt_fs_fail(shoal_status code, const char *path, const char *what)
 {
     int error = errno;
 
@@ -20,7 +20,7 @@ shoal_status fs_fail(shoal_status code, const char *path, const char *what)
     return code;
 }
 
-shoal_status fs_join(char *out, size_t out_bytes, const char *a, const char *b)
+shoal_status ckpt_fs_join(char *out, size_t out_bytes, const char *a, const char *b)
 {
     size_t n = strlen(a);
     size_t m = strlen(b);
@@ -34,7 +34,7 @@ shoal_status fs_join(char *out, size_t out_bytes, const char *a, const char *b)
     return SHOAL_OK;
 }
 
-shoal_status fs_make_dirs(const char *path)
+shoal_status ckpt_fs_make_dirs(const char *path)
 {
     char part[CKPT_PATH_BYTES];
     size_t n = strlen(path);
@@ -50,23 +50,23 @@ shoal_status fs_make_dirs(const char *path)
             continue;
         part[i] = '\0';
         if (mkdir(part, 0777) != 0 && errno != EEXIST)
-            return fs_fail(SHOAL_ERR_CANTCREATE, part, "cannot create directory");
+            return ckpt_fs_fail(SHOAL_ERR_CANTCREATE, part, "cannot create directory");
         part[i] = c;
     }
-    if (!fs_is_dir(path))
+    if (!ckpt_fs_is_dir(path))
         return fail(SHOAL_ERR_CANTCREATE, "%s: exists and is not a directory", path);
     return SHOAL_OK;
 }
 
-shoal_status fs_sync_dir(const char *path)
+shoal_status ckpt_fs_sync_dir(const char *path)
 {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
     if (fd < 0)
-        return fs_fail(SHOAL_ERR_IO, path, "cannot open directory");
+        return ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot open directory");
     /* Some file systems cannot sync directories and say EINVAL: they order renames themselves. */
     if (fsync(fd) != 0 && errno != EINVAL) {
-        fs_fail(SHOAL_ERR_IO, path, "cannot sync directory");
+        ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot sync directory");
         close(fd);
         return SHOAL_ERR_IO;
     }
@@ -89,27 +89,38 @@ static int write_all(int fd, const char *data, size_t n_bytes)
     return 0;
 }
 
-shoal_status fs_write_file(const char *dir, const char *name, const void *data, size_t n_bytes)
+shoal_status ckpt_fs_write_file(const char *dir, const char *name, const void *data, size_t n_bytes)
 {
     char path[CKPT_PATH_BYTES];
 
-    SHOAL_TRY(fs_join(path, sizeof path, dir, name));
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, dir, name));
 
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
 
     if (fd < 0)
-        return fs_fail(SHOAL_ERR_IO, path, "cannot create");
+        return ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot create");
     if (write_all(fd, data, n_bytes) != 0 || fsync(fd) != 0) {
-        fs_fail(SHOAL_ERR_IO, path, "cannot write");
+        ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot write");
         close(fd);
         return SHOAL_ERR_IO;
     }
     if (close(fd) != 0)
-        return fs_fail(SHOAL_ERR_IO, path, "cannot close");
+        return ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot close");
     return SHOAL_OK;
 }
 
-shoal_status fs_probe_space(const char *path, uint64_t n_bytes)
+/* fallocate may end for any signal, and a save is often what a signal asked for. */
+static int reserve(int fd, uint64_t n_bytes)
+{
+    int rc;
+
+    do
+        rc = fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)n_bytes);
+    while (rc != 0 && errno == EINTR);
+    return rc;
+}
+
+shoal_status ckpt_fs_probe_space(const char *path, uint64_t n_bytes)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     shoal_status status = SHOAL_OK;
@@ -117,29 +128,28 @@ shoal_status fs_probe_space(const char *path, uint64_t n_bytes)
     if (fd < 0) {
         bool no_directory = errno == ENOENT;
 
-        fs_fail(SHOAL_ERR_IO, path, "cannot create");
+        ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot create");
         return no_directory ? fail_hint(SHOAL_ERR_IO, "the checkpoint root must lie on a file "
                                                       "system that all ranks share")
                             : SHOAL_ERR_IO;
     }
     /* Where nothing can be reserved, a full disk shows later. */
-    if (fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)n_bytes) != 0 && errno != EOPNOTSUPP &&
-        errno != ENOSYS) {
-        status = fs_fail(SHOAL_ERR_IO, path, "cannot reserve space");
+    if (reserve(fd, n_bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS) {
+        status = ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot reserve space");
         fail_why(status, "this rank's part needs %llu bytes", (unsigned long long)n_bytes);
     }
     close(fd);
     return status;
 }
 
-shoal_status fs_sync_file(const char *path)
+shoal_status ckpt_fs_sync_file(const char *path)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
 
     if (fd < 0)
-        return fs_fail(SHOAL_ERR_IO, path, "cannot open");
+        return ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot open");
     if (fsync(fd) != 0) {
-        fs_fail(SHOAL_ERR_IO, path, "cannot sync");
+        ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot sync");
         close(fd);
         return SHOAL_ERR_IO;
     }
@@ -154,7 +164,7 @@ static shoal_status read_open_file(const char *path, int fd, size_t max_bytes, c
     size_t n = 0;
 
     if (fstat(fd, &st) != 0)
-        return fs_fail(SHOAL_ERR_IO, path, "cannot stat");
+        return ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot stat");
     if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size > max_bytes)
         return fail(SHOAL_ERR_DATA, "%s: holds %lld bytes, at most %zu were expected", path,
                     (long long)st.st_size, max_bytes);
@@ -171,7 +181,7 @@ static shoal_status read_open_file(const char *path, int fd, size_t max_bytes, c
             continue;
         if (got <= 0) {
             shoal_status status = got < 0
-                                      ? fs_fail(SHOAL_ERR_IO, path, "cannot read")
+                                      ? ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot read")
                                       : fail(SHOAL_ERR_DATA, "%s: shrank while it was read", path);
             free(data);
             return status;
@@ -184,12 +194,12 @@ static shoal_status read_open_file(const char *path, int fd, size_t max_bytes, c
     return SHOAL_OK;
 }
 
-shoal_status fs_read_file(const char *path, size_t max_bytes, char **data_out, size_t *n_out)
+shoal_status ckpt_fs_read_file(const char *path, size_t max_bytes, char **data_out, size_t *n_out)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
 
     if (fd < 0)
-        return fs_fail(SHOAL_ERR_NOINPUT, path, "cannot open");
+        return ckpt_fs_fail(SHOAL_ERR_NOINPUT, path, "cannot open");
 
     shoal_status status = read_open_file(path, fd, max_bytes, data_out, n_out);
 
@@ -197,18 +207,19 @@ shoal_status fs_read_file(const char *path, size_t max_bytes, char **data_out, s
     return status;
 }
 
-shoal_status fs_remove_dir(const char *path)
+shoal_status ckpt_fs_remove_dir(const char *path)
 {
     DIR *dir = opendir(path);
     struct dirent *entry;
 
     if (dir == NULL)
-        return errno == ENOENT ? SHOAL_OK : fs_fail(SHOAL_ERR_IO, path, "cannot open directory");
+        return errno == ENOENT ? SHOAL_OK
+                               : ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot open directory");
     while ((entry = readdir(dir)) != NULL) {
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
             continue;
         if (unlinkat(dirfd(dir), entry->d_name, 0) != 0 && errno != ENOENT) {
-            fs_fail(SHOAL_ERR_IO, path, "cannot empty");
+            ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot empty");
             fail_why(SHOAL_ERR_IO, "%s cannot be removed", entry->d_name);
             closedir(dir);
             return SHOAL_ERR_IO;
@@ -216,11 +227,11 @@ shoal_status fs_remove_dir(const char *path)
     }
     closedir(dir);
     if (rmdir(path) != 0 && errno != ENOENT)
-        return fs_fail(SHOAL_ERR_IO, path, "cannot remove directory");
+        return ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot remove directory");
     return SHOAL_OK;
 }
 
-uint64_t fs_dir_bytes(const char *path)
+uint64_t ckpt_fs_dir_bytes(const char *path)
 {
     DIR *dir = opendir(path);
     struct dirent *entry;
@@ -237,19 +248,19 @@ uint64_t fs_dir_bytes(const char *path)
     return sum;
 }
 
-bool fs_is_dir(const char *path)
+bool ckpt_fs_is_dir(const char *path)
 {
     struct stat st;
 
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
-shoal_status fs_uuid(char out[CKPT_UUID_BYTES])
+shoal_status ckpt_fs_uuid(char out[CKPT_UUID_BYTES])
 {
     unsigned char b[16];
 
     if (getrandom(b, sizeof b, 0) != (ssize_t)sizeof b)
-        return fs_fail(SHOAL_ERR_INTERNAL, "random identifier", "getrandom");
+        return ckpt_fs_fail(SHOAL_ERR_INTERNAL, "random identifier", "getrandom");
     b[6] = (unsigned char)((b[6] & 0x0f) | 0x40);
     b[8] = (unsigned char)((b[8] & 0x3f) | 0x80);
     memset(out, 0, CKPT_UUID_BYTES);

@@ -11,7 +11,7 @@
 
 enum { TEXT_MAX_BYTES = 16 << 20 };
 
-void h5_quiet(void)
+void ckpt_h5_quiet(void)
 {
     /* The setting is per thread in the thread-safe library. */
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
@@ -27,7 +27,7 @@ static herr_t innermost(unsigned n, const H5E_error2_t *error, void *arg)
     return 0;
 }
 
-shoal_status h5_fail(shoal_status code, const char *path, const char *what)
+shoal_status ckpt_h5_fail(shoal_status code, const char *path, const char *what)
 {
     const char *why = NULL;
 
@@ -58,7 +58,7 @@ static void insert_text(hid_t type, const char *name, size_t offset, size_t n_by
     H5Tclose(field);
 }
 
-hid_t h5_tensor_type(void)
+hid_t ckpt_h5_tensor_type(void)
 {
     hid_t type = H5Tcreate(H5T_COMPOUND, sizeof(struct tensor_row));
     hsize_t dims = TENSOR_MAX_DIMS;
@@ -73,7 +73,7 @@ hid_t h5_tensor_type(void)
     return type;
 }
 
-hid_t h5_shard_type(void)
+hid_t ckpt_h5_shard_type(void)
 {
     hid_t type = H5Tcreate(H5T_COMPOUND, sizeof(struct shard_row));
 
@@ -87,7 +87,7 @@ hid_t h5_shard_type(void)
     return type;
 }
 
-hid_t h5_file_type(void)
+hid_t ckpt_h5_file_type(void)
 {
     hid_t type = H5Tcreate(H5T_COMPOUND, sizeof(struct file_row));
 
@@ -102,14 +102,14 @@ hid_t h5_file_type(void)
     return type;
 }
 
-hid_t h5_kind_type(void)
+hid_t ckpt_h5_kind_type(void)
 {
     return text_type(CKPT_KIND_BYTES);
 }
 
 /* ---- writing ---- */
 
-hid_t h5_access(size_t metadata_bytes)
+hid_t ckpt_h5_access(size_t metadata_bytes)
 {
     hid_t fapl = H5Pcreate(H5P_FILE_ACCESS);
 
@@ -122,7 +122,7 @@ hid_t h5_access(size_t metadata_bytes)
     return fapl;
 }
 
-hid_t h5_creation(void)
+hid_t ckpt_h5_creation(void)
 {
     hid_t fcpl = H5Pcreate(H5P_FILE_CREATE);
 
@@ -138,7 +138,7 @@ static hid_t space_of(size_t n)
     return n == 1 ? H5Screate(H5S_SCALAR) : H5Screate_simple(1, &dims, NULL);
 }
 
-herr_t h5_put_attr(hid_t object, const char *name, hid_t type, size_t n, const void *data)
+herr_t ckpt_h5_put_attr(hid_t object, const char *name, hid_t type, size_t n, const void *data)
 {
     hid_t space = space_of(n);
     hid_t attr = H5Acreate2(object, name, type, space, H5P_DEFAULT, H5P_DEFAULT);
@@ -150,17 +150,17 @@ herr_t h5_put_attr(hid_t object, const char *name, hid_t type, size_t n, const v
     return rc;
 }
 
-herr_t h5_put_text_attr(hid_t object, const char *name, const char *text)
+herr_t ckpt_h5_put_text_attr(hid_t object, const char *name, const char *text)
 {
     size_t n = strlen(text);
     hid_t type = text_type(n > 0 ? n : 1);
-    herr_t rc = h5_put_attr(object, name, type, 1, n > 0 ? text : "\0");
+    herr_t rc = ckpt_h5_put_attr(object, name, type, 1, n > 0 ? text : "\0");
 
     H5Tclose(type);
     return rc;
 }
 
-hid_t h5_new_dataset(hid_t file, const char *path, hid_t type, size_t n)
+hid_t ckpt_h5_new_dataset(hid_t file, const char *path, hid_t type, size_t n)
 {
     hsize_t dims = n;
     hid_t space = H5Screate_simple(1, &dims, NULL);
@@ -183,13 +183,13 @@ hid_t h5_new_dataset(hid_t file, const char *path, hid_t type, size_t n)
 
 /* ---- reading ---- */
 
-shoal_status h5_get_attr(const char *path, hid_t object, const char *name, hid_t type, size_t n,
-                         void *out)
+shoal_status ckpt_h5_get_attr(const char *path, hid_t object, const char *name, hid_t type,
+                              size_t n, void *out)
 {
     hid_t attr = H5Aopen(object, name, H5P_DEFAULT);
 
     if (attr < 0)
-        return h5_fail(SHOAL_ERR_DATA, path, name);
+        return ckpt_h5_fail(SHOAL_ERR_DATA, path, name);
 
     hid_t space = H5Aget_space(attr);
     hid_t stored = H5Aget_type(attr);
@@ -202,7 +202,7 @@ shoal_status h5_get_attr(const char *path, hid_t object, const char *name, hid_t
     if (!fits)
         return fail(SHOAL_ERR_DATA, "%s: attribute %s has another type or size than expected", path,
                     name);
-    return rc < 0 ? h5_fail(SHOAL_ERR_DATA, path, name) : SHOAL_OK;
+    return rc < 0 ? ckpt_h5_fail(SHOAL_ERR_DATA, path, name) : SHOAL_OK;
 }
 
 /* A fixed-length text type of at most max_bytes; variable-length text would need HDF5's heap. */
@@ -212,13 +212,13 @@ static bool is_plain_text(hid_t type, size_t max_bytes)
            H5Tget_size(type) <= max_bytes;
 }
 
-shoal_status h5_get_text_attr(const char *path, hid_t object, const char *name, char *out,
-                              size_t out_bytes)
+shoal_status ckpt_h5_get_text_attr(const char *path, hid_t object, const char *name, char *out,
+                                   size_t out_bytes)
 {
     hid_t attr = H5Aopen(object, name, H5P_DEFAULT);
 
     if (attr < 0)
-        return h5_fail(SHOAL_ERR_DATA, path, name);
+        return ckpt_h5_fail(SHOAL_ERR_DATA, path, name);
 
     hid_t space = H5Aget_space(attr);
     hid_t type = H5Aget_type(attr);
@@ -235,7 +235,7 @@ shoal_status h5_get_text_attr(const char *path, hid_t object, const char *name, 
     if (!fits)
         return fail(SHOAL_ERR_DATA, "%s: attribute %s is not a text of at most %zu bytes", path,
                     name, out_bytes - 1);
-    return rc < 0 ? h5_fail(SHOAL_ERR_DATA, path, name) : SHOAL_OK;
+    return rc < 0 ? ckpt_h5_fail(SHOAL_ERR_DATA, path, name) : SHOAL_OK;
 }
 
 /* Contiguous data only: filters and chunks are code we do not want to run on foreign files. */
@@ -269,20 +269,20 @@ static shoal_status read_rows(const char *path, hid_t dataset, const char *name,
         return fail(SHOAL_ERR_NOMEM, "%s: no memory for %lld rows of %s", path, (long long)n, name);
     if (H5Dread(dataset, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, rows) < 0) {
         free(rows);
-        return h5_fail(SHOAL_ERR_DATA, path, name);
+        return ckpt_h5_fail(SHOAL_ERR_DATA, path, name);
     }
     *rows_out = rows;
     *n_out = (size_t)n;
     return SHOAL_OK;
 }
 
-shoal_status h5_get_table(const char *path, hid_t file, const char *name, hid_t type,
-                          size_t row_bytes, size_t max_rows, void **rows_out, size_t *n_out)
+shoal_status ckpt_h5_get_table(const char *path, hid_t file, const char *name, hid_t type,
+                               size_t row_bytes, size_t max_rows, void **rows_out, size_t *n_out)
 {
     hid_t dataset = H5Dopen2(file, name, H5P_DEFAULT);
 
     if (dataset < 0)
-        return h5_fail(SHOAL_ERR_DATA, path, name);
+        return ckpt_h5_fail(SHOAL_ERR_DATA, path, name);
 
     shoal_status status =
         read_rows(path, dataset, name, type, row_bytes, max_rows, rows_out, n_out);
@@ -291,7 +291,7 @@ shoal_status h5_get_table(const char *path, hid_t file, const char *name, hid_t 
     return status;
 }
 
-shoal_status h5_get_text(const char *path, hid_t file, const char *name, char **text_out)
+shoal_status ckpt_h5_get_text(const char *path, hid_t file, const char *name, char **text_out)
 {
     void *text = NULL;
     size_t n = 0;
@@ -304,7 +304,7 @@ shoal_status h5_get_text(const char *path, hid_t file, const char *name, char **
     hid_t dataset = H5Dopen2(file, name, H5P_DEFAULT);
 
     if (dataset < 0)
-        return h5_fail(SHOAL_ERR_DATA, path, name);
+        return ckpt_h5_fail(SHOAL_ERR_DATA, path, name);
 
     hid_t type = H5Dget_type(dataset);
     shoal_status status =
@@ -321,16 +321,16 @@ shoal_status h5_get_text(const char *path, hid_t file, const char *name, char **
     return status;
 }
 
-shoal_status h5_write_probe(const char *path)
+shoal_status ckpt_h5_write_probe(const char *path)
 {
-    hid_t fapl = h5_access(4096);
-    hid_t fcpl = h5_creation();
+    hid_t fapl = ckpt_h5_access(4096);
+    hid_t fcpl = ckpt_h5_creation();
     hid_t file = H5Fcreate(path, H5F_ACC_EXCL, fcpl, fapl);
-    herr_t rc = file < 0 ? -1 : h5_put_text_attr(file, "probe", "probe");
+    herr_t rc = file < 0 ? -1 : ckpt_h5_put_text_attr(file, "probe", "probe");
 
     H5Pclose(fcpl);
     H5Pclose(fapl);
     if (file >= 0 && H5Fclose(file) < 0)
         rc = -1;
-    return rc < 0 ? h5_fail(SHOAL_ERR_CANTCREATE, path, "cannot write a file") : SHOAL_OK;
+    return rc < 0 ? ckpt_h5_fail(SHOAL_ERR_CANTCREATE, path, "cannot write a file") : SHOAL_OK;
 }

@@ -21,10 +21,10 @@ static shoal_status hash_shards(struct ckpt *ckpt, size_t first, size_t n, XXH3_
 
             while (count < READ_SLOTS && b < n_blocks)
                 blocks[count++] = (struct block){.shard = (uint32_t)i, .index = b++};
-            SHOAL_TRY(blocks_load(ckpt, blocks, count));
+            SHOAL_TRY(ckpt_blocks_load(ckpt, blocks, count));
             for (size_t k = 0; k < count; k++)
                 XXH3_128bits_update(state, ckpt->buffer + k * CKPT_BLOCK_BYTES,
-                                    block_bytes(ckpt, &blocks[k]));
+                                    ckpt_block_bytes(ckpt, &blocks[k]));
         }
     }
     return SHOAL_OK;
@@ -34,8 +34,8 @@ static shoal_status hash_kind(struct ckpt *ckpt, int kind, XXH3_state_t *state)
 {
     for (size_t i = 0; i < ckpt->n_tensors; i++) {
         size_t n;
-        size_t first = shards_find(ckpt->shards, ckpt->n_shards, (uint32_t)ckpt->by_name[i],
-                                   (uint32_t)kind, &n);
+        size_t first = ckpt_shards_find(ckpt->shards, ckpt->n_shards, (uint32_t)ckpt->by_name[i],
+                                        (uint32_t)kind, &n);
 
         SHOAL_TRY(hash_shards(ckpt, first, n, state));
     }

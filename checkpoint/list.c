@@ -41,11 +41,11 @@ static void describe_step(const char *path, struct ckpt_entry *entry)
 static shoal_status describe(const char *root, const char *name, struct ckpt_entry *entry)
 {
     char path[CKPT_PATH_BYTES];
-    enum step_suffix suffix = step_name_parse(name, &entry->step);
+    enum step_suffix suffix = ckpt_step_name_parse(name, &entry->step);
 
-    SHOAL_TRY(fs_join(path, sizeof path, root, name));
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, root, name));
     memcpy(entry->name, name, strnlen(name, sizeof entry->name - 1)); /* of zeroed memory */
-    entry->n_bytes = fs_dir_bytes(path);
+    entry->n_bytes = ckpt_fs_dir_bytes(path);
     entry->zero_stage = -1;
     if (suffix == STEP_FINAL)
         describe_step(path, entry);
@@ -68,7 +68,7 @@ static int is_step(const struct dirent *entry)
 {
     int64_t step;
 
-    return step_name_parse(entry->d_name, &step) != STEP_NOT_A_STEP;
+    return ckpt_step_name_parse(entry->d_name, &step) != STEP_NOT_A_STEP;
 }
 
 shoal_status ckpt_list(const char *path, struct ckpt_entry **entries_out, size_t *n_out)
@@ -76,13 +76,13 @@ shoal_status ckpt_list(const char *path, struct ckpt_entry **entries_out, size_t
     char root[CKPT_PATH_BYTES];
     struct dirent **names = NULL;
 
-    h5_quiet();
+    ckpt_h5_quiet();
     SHOAL_TRY(ckpt_root_of(path, root));
 
     int n = scandir(root, &names, is_step, NULL);
 
     if (n < 0)
-        return fs_fail(SHOAL_ERR_NOINPUT, root, "cannot list");
+        return ckpt_fs_fail(SHOAL_ERR_NOINPUT, root, "cannot list");
 
     struct ckpt_entry *entries = calloc((size_t)n + 1, sizeof *entries);
     shoal_status status =

@@ -20,9 +20,9 @@ static shoal_status read_version(const char *path, hid_t file)
     uint32_t version[2];
     uint32_t block;
 
-    SHOAL_TRY(h5_get_text_attr(path, file, "format", format, sizeof format));
-    SHOAL_TRY(h5_get_attr(path, file, "format_version", H5T_STD_U32LE, 2, version));
-    SHOAL_TRY(h5_get_attr(path, file, "block_bytes", H5T_STD_U32LE, 1, &block));
+    SHOAL_TRY(ckpt_h5_get_text_attr(path, file, "format", format, sizeof format));
+    SHOAL_TRY(ckpt_h5_get_attr(path, file, "format_version", H5T_STD_U32LE, 2, version));
+    SHOAL_TRY(ckpt_h5_get_attr(path, file, "block_bytes", H5T_STD_U32LE, 1, &block));
     if (strcmp(format, CKPT_FORMAT) != 0)
         return fail(SHOAL_ERR_DATA, "%s: format is \"%s\", expected \"" CKPT_FORMAT "\"", path,
                     format);
@@ -40,23 +40,27 @@ static shoal_status read_meta(struct ckpt *ckpt, const char *path, hid_t file)
     struct ckpt_meta *m = &ckpt->meta;
     char attempt[CKPT_UUID_BYTES];
 
-    SHOAL_TRY(h5_get_text_attr(path, file, "run_uuid", m->run_uuid, sizeof m->run_uuid));
-    SHOAL_TRY(h5_get_text_attr(path, file, "attempt_uuid", attempt, sizeof attempt));
-    SHOAL_TRY(h5_get_text_attr(path, file, "optimizer", m->optimizer, sizeof m->optimizer));
-    SHOAL_TRY(h5_get_text_attr(path, file, "conventions", m->conventions, sizeof m->conventions));
-    SHOAL_TRY(h5_get_attr(path, file, "step", H5T_STD_I64LE, 1, &m->step));
-    SHOAL_TRY(h5_get_attr(path, file, "created_unix_ns", H5T_STD_I64LE, 1, &ckpt->created_unix_ns));
-    SHOAL_TRY(h5_get_attr(path, file, "world_size", H5T_STD_U32LE, 1, &ckpt->world_size));
+    SHOAL_TRY(ckpt_h5_get_text_attr(path, file, "run_uuid", m->run_uuid, sizeof m->run_uuid));
+    SHOAL_TRY(ckpt_h5_get_text_attr(path, file, "attempt_uuid", attempt, sizeof attempt));
+    SHOAL_TRY(ckpt_h5_get_text_attr(path, file, "optimizer", m->optimizer, sizeof m->optimizer));
     SHOAL_TRY(
-        h5_get_attr(path, file, "consumed_sequences", H5T_STD_U64LE, 1, &m->consumed_sequences));
-    SHOAL_TRY(h5_get_attr(path, file, "consumed_tokens", H5T_STD_U64LE, 1, &m->consumed_tokens));
-    SHOAL_TRY(h5_get_attr(path, file, "data_fingerprint", H5T_STD_U64LE, 1, &m->data_fingerprint));
-    SHOAL_TRY(h5_get_attr(path, file, "seed", H5T_STD_U64LE, 1, &m->seed));
-    SHOAL_TRY(h5_get_attr(path, file, "loss", H5T_IEEE_F64LE, 1, &m->loss));
-    SHOAL_TRY(h5_get_text(path, file, "/config/yaml", &ckpt->texts[0]));
-    SHOAL_TRY(h5_get_text(path, file, "/config/model_json", &ckpt->texts[1]));
-    SHOAL_TRY(h5_get_text(path, file, "/config/optimizer_json", &ckpt->texts[2]));
-    SHOAL_TRY(h5_get_text(path, file, "/config/topology_json", &ckpt->texts[3]));
+        ckpt_h5_get_text_attr(path, file, "conventions", m->conventions, sizeof m->conventions));
+    SHOAL_TRY(ckpt_h5_get_attr(path, file, "step", H5T_STD_I64LE, 1, &m->step));
+    SHOAL_TRY(
+        ckpt_h5_get_attr(path, file, "created_unix_ns", H5T_STD_I64LE, 1, &ckpt->created_unix_ns));
+    SHOAL_TRY(ckpt_h5_get_attr(path, file, "world_size", H5T_STD_U32LE, 1, &ckpt->world_size));
+    SHOAL_TRY(ckpt_h5_get_attr(path, file, "consumed_sequences", H5T_STD_U64LE, 1,
+                               &m->consumed_sequences));
+    SHOAL_TRY(
+        ckpt_h5_get_attr(path, file, "consumed_tokens", H5T_STD_U64LE, 1, &m->consumed_tokens));
+    SHOAL_TRY(
+        ckpt_h5_get_attr(path, file, "data_fingerprint", H5T_STD_U64LE, 1, &m->data_fingerprint));
+    SHOAL_TRY(ckpt_h5_get_attr(path, file, "seed", H5T_STD_U64LE, 1, &m->seed));
+    SHOAL_TRY(ckpt_h5_get_attr(path, file, "loss", H5T_IEEE_F64LE, 1, &m->loss));
+    SHOAL_TRY(ckpt_h5_get_text(path, file, "/config/yaml", &ckpt->texts[0]));
+    SHOAL_TRY(ckpt_h5_get_text(path, file, "/config/model_json", &ckpt->texts[1]));
+    SHOAL_TRY(ckpt_h5_get_text(path, file, "/config/optimizer_json", &ckpt->texts[2]));
+    SHOAL_TRY(ckpt_h5_get_text(path, file, "/config/topology_json", &ckpt->texts[3]));
     m->config_yaml = ckpt->texts[0];
     m->model_json = ckpt->texts[1];
     m->optimizer_json = ckpt->texts[2];
@@ -83,7 +87,7 @@ static shoal_status take_tensor(const char *path, const struct tensor_row *row, 
     char role[CKPT_ROLE_BYTES + 1] = {0};
     int64_t n = 1;
 
-    if (!name_is_valid(row->name, sizeof row->name))
+    if (!ckpt_name_is_valid(row->name, sizeof row->name))
         return fail(SHOAL_ERR_DATA, "%s: a tensor's name is empty or not printable", path);
     if (row->ndim < 0 || row->ndim > TENSOR_MAX_DIMS)
         return fail(SHOAL_ERR_DATA, "%s: tensor %s has %" PRId64 " dimensions", path, row->name,
@@ -137,7 +141,7 @@ static shoal_status take_tensors(struct ckpt *ckpt, const char *path, const stru
 static shoal_status check_kinds(const struct ckpt *ckpt, const char *path)
 {
     for (size_t i = 0; i < ckpt->n_kinds; i++) {
-        if (!name_is_valid(ckpt->kinds[i], CKPT_KIND_BYTES))
+        if (!ckpt_name_is_valid(ckpt->kinds[i], CKPT_KIND_BYTES))
             return fail(SHOAL_ERR_DATA, "%s: a state's name is empty or not printable", path);
         for (size_t k = 0; k < i; k++)
             if (strcmp(ckpt->kinds[k], ckpt->kinds[i]) == 0)
@@ -167,23 +171,24 @@ static shoal_status check_files(const struct ckpt *ckpt, const char *path)
 
 static shoal_status read_tables(struct ckpt *ckpt, const char *path, hid_t file)
 {
-    hid_t types[4] = {h5_tensor_type(), h5_kind_type(), h5_shard_type(), h5_file_type()};
+    hid_t types[4] = {ckpt_h5_tensor_type(), ckpt_h5_kind_type(), ckpt_h5_shard_type(),
+                      ckpt_h5_file_type()};
     void *rows[4] = {NULL};
     size_t n[4] = {0};
     shoal_status status;
 
-    SHOAL_TRY_GOTO(h5_get_table(path, file, "/tensors", types[0], sizeof(struct tensor_row),
-                                MAX_ROWS, &rows[0], &n[0]),
+    SHOAL_TRY_GOTO(ckpt_h5_get_table(path, file, "/tensors", types[0], sizeof(struct tensor_row),
+                                     MAX_ROWS, &rows[0], &n[0]),
                    done);
     SHOAL_TRY_GOTO(take_tensors(ckpt, path, rows[0], n[0]), done);
-    SHOAL_TRY_GOTO(h5_get_table(path, file, "/kinds", types[1], CKPT_KIND_BYTES, CKPT_MAX_KINDS,
-                                &rows[1], &n[1]),
+    SHOAL_TRY_GOTO(ckpt_h5_get_table(path, file, "/kinds", types[1], CKPT_KIND_BYTES,
+                                     CKPT_MAX_KINDS, &rows[1], &n[1]),
                    done);
-    SHOAL_TRY_GOTO(h5_get_table(path, file, "/shards", types[2], sizeof(struct shard_row), MAX_ROWS,
-                                &rows[2], &n[2]),
+    SHOAL_TRY_GOTO(ckpt_h5_get_table(path, file, "/shards", types[2], sizeof(struct shard_row),
+                                     MAX_ROWS, &rows[2], &n[2]),
                    done);
-    SHOAL_TRY_GOTO(h5_get_table(path, file, "/files", types[3], sizeof(struct file_row), MAX_ROWS,
-                                &rows[3], &n[3]),
+    SHOAL_TRY_GOTO(ckpt_h5_get_table(path, file, "/files", types[3], sizeof(struct file_row),
+                                     MAX_ROWS, &rows[3], &n[3]),
                    done);
 done:
     for (int i = 0; i < 4; i++)
@@ -213,16 +218,16 @@ static shoal_status read_all(struct ckpt *ckpt, const char *path, hid_t file)
                                 .files = ckpt->files,
                                 .n_files = ckpt->n_files};
 
-    return shards_check(SHOAL_ERR_DATA, path, &space, ckpt->shards, ckpt->n_shards);
+    return ckpt_shards_check(SHOAL_ERR_DATA, path, &space, ckpt->shards, ckpt->n_shards);
 }
 
-shoal_status manifest_parse(struct ckpt *ckpt, const char *image, size_t n_bytes)
+shoal_status ckpt_manifest_parse(struct ckpt *ckpt, const char *image, size_t n_bytes)
 {
     char path[CKPT_PATH_BYTES];
 
-    SHOAL_TRY(fs_join(path, sizeof path, ckpt->path, CKPT_MANIFEST_FILE));
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, ckpt->path, CKPT_MANIFEST_FILE));
 
-    hid_t fapl = h5_access(0);
+    hid_t fapl = ckpt_h5_access(0);
 
     H5Pset_fapl_core(fapl, 1 << 20, false);
     /* HDF5 copies the image. */
@@ -233,7 +238,7 @@ shoal_status manifest_parse(struct ckpt *ckpt, const char *image, size_t n_bytes
 
     H5Pclose(fapl);
     if (file < 0)
-        return h5_fail(SHOAL_ERR_DATA, path, "is not a readable HDF5 file");
+        return ckpt_h5_fail(SHOAL_ERR_DATA, path, "is not a readable HDF5 file");
 
     shoal_status status = read_all(ckpt, path, file);
 

@@ -22,29 +22,29 @@ static herr_t put_meta(hid_t root, const struct manifest *m)
     clock_gettime(CLOCK_REALTIME, &now);
     int64_t created = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 
-    rc |= h5_put_text_attr(root, "format", CKPT_FORMAT);
-    rc |= h5_put_attr(root, "format_version", H5T_STD_U32LE, 2, version);
-    rc |= h5_put_text_attr(root, "writer", "shoal " SHOAL_VERSION);
-    rc |= h5_put_text_attr(root, "run_uuid", meta->run_uuid);
-    rc |= h5_put_text_attr(root, "attempt_uuid", m->attempt);
-    rc |= h5_put_attr(root, "step", H5T_STD_I64LE, 1, &meta->step);
-    rc |= h5_put_attr(root, "created_unix_ns", H5T_STD_I64LE, 1, &created);
-    rc |= h5_put_attr(root, "world_size", H5T_STD_U32LE, 1, &world);
-    rc |= h5_put_attr(root, "block_bytes", H5T_STD_U32LE, 1, &block);
-    rc |= h5_put_attr(root, "consumed_sequences", H5T_STD_U64LE, 1, &meta->consumed_sequences);
-    rc |= h5_put_attr(root, "consumed_tokens", H5T_STD_U64LE, 1, &meta->consumed_tokens);
-    rc |= h5_put_attr(root, "data_fingerprint", H5T_STD_U64LE, 1, &meta->data_fingerprint);
-    rc |= h5_put_attr(root, "seed", H5T_STD_U64LE, 1, &meta->seed);
-    rc |= h5_put_attr(root, "loss", H5T_IEEE_F64LE, 1, &meta->loss);
-    rc |= h5_put_text_attr(root, "optimizer", meta->optimizer);
-    rc |= h5_put_text_attr(root, "conventions", meta->conventions);
+    rc |= ckpt_h5_put_text_attr(root, "format", CKPT_FORMAT);
+    rc |= ckpt_h5_put_attr(root, "format_version", H5T_STD_U32LE, 2, version);
+    rc |= ckpt_h5_put_text_attr(root, "writer", "shoal " SHOAL_VERSION);
+    rc |= ckpt_h5_put_text_attr(root, "run_uuid", meta->run_uuid);
+    rc |= ckpt_h5_put_text_attr(root, "attempt_uuid", m->attempt);
+    rc |= ckpt_h5_put_attr(root, "step", H5T_STD_I64LE, 1, &meta->step);
+    rc |= ckpt_h5_put_attr(root, "created_unix_ns", H5T_STD_I64LE, 1, &created);
+    rc |= ckpt_h5_put_attr(root, "world_size", H5T_STD_U32LE, 1, &world);
+    rc |= ckpt_h5_put_attr(root, "block_bytes", H5T_STD_U32LE, 1, &block);
+    rc |= ckpt_h5_put_attr(root, "consumed_sequences", H5T_STD_U64LE, 1, &meta->consumed_sequences);
+    rc |= ckpt_h5_put_attr(root, "consumed_tokens", H5T_STD_U64LE, 1, &meta->consumed_tokens);
+    rc |= ckpt_h5_put_attr(root, "data_fingerprint", H5T_STD_U64LE, 1, &meta->data_fingerprint);
+    rc |= ckpt_h5_put_attr(root, "seed", H5T_STD_U64LE, 1, &meta->seed);
+    rc |= ckpt_h5_put_attr(root, "loss", H5T_IEEE_F64LE, 1, &meta->loss);
+    rc |= ckpt_h5_put_text_attr(root, "optimizer", meta->optimizer);
+    rc |= ckpt_h5_put_text_attr(root, "conventions", meta->conventions);
     return rc;
 }
 
 /* Tables and texts are small: here HDF5 writes the data too. */
 static herr_t put_dataset(hid_t file, const char *name, hid_t type, size_t n, const void *data)
 {
-    hid_t dataset = h5_new_dataset(file, name, type, n);
+    hid_t dataset = ckpt_h5_new_dataset(file, name, type, n);
 
     if (dataset < 0)
         return -1;
@@ -92,7 +92,8 @@ static struct tensor_row *tensor_rows(const struct layout *layout)
 static herr_t put_tables(hid_t file, const struct manifest *m)
 {
     struct tensor_row *tensors = tensor_rows(m->layout);
-    hid_t types[4] = {h5_tensor_type(), h5_kind_type(), h5_shard_type(), h5_file_type()};
+    hid_t types[4] = {ckpt_h5_tensor_type(), ckpt_h5_kind_type(), ckpt_h5_shard_type(),
+                      ckpt_h5_file_type()};
     herr_t rc = tensors == NULL ? -1 : 0;
 
     if (rc == 0) {
@@ -133,12 +134,12 @@ static uint64_t estimate(const struct manifest *m)
     return bytes;
 }
 
-shoal_status manifest_create(const struct manifest *m, const char *path)
+shoal_status ckpt_manifest_create(const struct manifest *m, const char *path)
 {
-    SHOAL_TRY(fs_probe_space(path, estimate(m)));
+    SHOAL_TRY(ckpt_fs_probe_space(path, estimate(m)));
 
-    hid_t fapl = h5_access(0);
-    hid_t fcpl = h5_creation();
+    hid_t fapl = ckpt_h5_access(0);
+    hid_t fcpl = ckpt_h5_creation();
     hid_t file = H5Fcreate(path, H5F_ACC_TRUNC, fcpl, fapl);
     herr_t rc = file < 0 ? -1 : put_all(file, m);
 
@@ -146,5 +147,5 @@ shoal_status manifest_create(const struct manifest *m, const char *path)
     H5Pclose(fapl);
     if (file >= 0)
         rc |= H5Fclose(file);
-    return rc < 0 ? h5_fail(SHOAL_ERR_IO, path, "cannot write the manifest") : SHOAL_OK;
+    return rc < 0 ? ckpt_h5_fail(SHOAL_ERR_IO, path, "cannot write the manifest") : SHOAL_OK;
 }

@@ -24,9 +24,12 @@ shoal_status ckpt_crc_range(struct io_engine *engine, struct io_file *file, char
     while (from < to) {
         size_t n = to - from < buffer_bytes ? (size_t)(to - from) : buffer_bytes;
 
-        SHOAL_TRY(io_read(file, buffer, n, from));
-        SHOAL_TRY(io_wait(engine));
-        *crc = crc32c(*crc, buffer, n);
+        shoal_status status = io_read(file, buffer, n, from);
+        shoal_status waited = io_wait(engine); /* also after a failure: the engine goes on */
+
+        SHOAL_TRY(status);
+        SHOAL_TRY(waited);
+        *crc = ckpt_crc32c(*crc, buffer, n);
         from += n;
     }
     return SHOAL_OK;
@@ -37,7 +40,7 @@ static shoal_status explain_frame(const struct ckpt *ckpt, const char *path, uin
 {
     char attempt[CKPT_UUID_BYTES];
     uint32_t own_rank;
-    hid_t fapl = h5_access(0);
+    hid_t fapl = ckpt_h5_access(0);
     hid_t file = H5Fopen(path, H5F_ACC_RDONLY, fapl);
 
     H5Pclose(fapl);
@@ -46,8 +49,8 @@ static shoal_status explain_frame(const struct ckpt *ckpt, const char *path, uin
         return fail(SHOAL_ERR_DATA, "%s: its header does not match the manifest's checksum", path);
 
     bool named =
-        h5_get_text_attr(path, file, "attempt_uuid", attempt, sizeof attempt) == SHOAL_OK &&
-        h5_get_attr(path, file, "rank", H5T_STD_U32LE, 1, &own_rank) == SHOAL_OK;
+        ckpt_h5_get_text_attr(path, file, "attempt_uuid", attempt, sizeof attempt) == SHOAL_OK &&
+        ckpt_h5_get_attr(path, file, "rank", H5T_STD_U32LE, 1, &own_rank) == SHOAL_OK;
 
     H5Fclose(file);
     if (named && strcmp(attempt, ckpt->commit.attempt) != 0)
@@ -91,7 +94,7 @@ static shoal_status load_table(struct ckpt *ckpt, const char *path, struct io_fi
 
     SHOAL_TRY(status);
     SHOAL_TRY(waited);
-    if (crc32c(0, crcs, n_bytes) != row->table_crc)
+    if (ckpt_crc32c(0, crcs, n_bytes) != row->table_crc)
         return fail(SHOAL_ERR_DATA, "%s: its checksum table does not match the manifest's checksum",
                     path);
     return SHOAL_OK;
@@ -103,8 +106,8 @@ static shoal_status check_file(struct ckpt *ckpt, const struct file_row *row)
     char path[CKPT_PATH_BYTES];
     struct io_file *file = NULL;
 
-    rank_file_name(name, row->rank);
-    SHOAL_TRY(fs_join(path, sizeof path, ckpt->path, name));
+    ckpt_rank_file_name(name, row->rank);
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, ckpt->path, name));
     if (access(path, F_OK) != 0 && errno == ENOENT)
         return fail(SHOAL_ERR_DATA, "%s: is missing", path);
     SHOAL_TRY(io_file_open(ckpt->engine, path, false, &file));
@@ -123,7 +126,7 @@ static shoal_status open_checked(struct ckpt *ckpt, const char *dir)
     char *image = NULL;
     void *buffer = NULL;
     int64_t step;
-    enum step_suffix suffix = step_name_parse(base, &step);
+    enum step_suffix suffix = ckpt_step_name_parse(base, &step);
 
     if (suffix == STEP_TEMPORARY || suffix == STEP_DELETED)
         return fail(SHOAL_ERR_DATA, "%s: is %s, not a checkpoint", dir,
@@ -131,9 +134,9 @@ static shoal_status open_checked(struct ckpt *ckpt, const char *dir)
     if (strlen(dir) >= sizeof ckpt->path)
         return fail(SHOAL_ERR_NOINPUT, "%s: path is too long", dir);
     memcpy(ckpt->path, dir, strlen(dir) + 1);
-    SHOAL_TRY(commit_check(dir, &ckpt->commit, &image));
+    SHOAL_TRY(ckpt_commit_check(dir, &ckpt->commit, &image));
 
-    shoal_status status = manifest_parse(ckpt, image, (size_t)ckpt->commit.manifest_bytes);
+    shoal_status status = ckpt_manifest_parse(ckpt, image, (size_t)ckpt->commit.manifest_bytes);
 
     free(image);
     SHOAL_TRY(status);
@@ -194,10 +197,10 @@ shoal_status ckpt_root_of(const char *path, char out[CKPT_PATH_BYTES])
 {
     if (strlen(path) >= CKPT_PATH_BYTES)
         return fail(SHOAL_ERR_NOINPUT, "%s: path is too long", path);
-    if (!fs_is_dir(path))
+    if (!ckpt_fs_is_dir(path))
         return fail(SHOAL_ERR_NOINPUT, "%s: %s", path,
                     access(path, F_OK) == 0 ? "is not a directory" : "does not exist");
-    if (fs_join(out, CKPT_PATH_BYTES, path, "checkpoints") != SHOAL_OK || !fs_is_dir(out))
+    if (ckpt_fs_join(out, CKPT_PATH_BYTES, path, "checkpoints") != SHOAL_OK || !ckpt_fs_is_dir(out))
         memcpy(out, path, strlen(path) + 1);
     return SHOAL_OK;
 }
@@ -216,7 +219,7 @@ shoal_status ckpt_steps(const char *root, int64_t **steps_out, size_t *n_out)
     int n = scandir(root, &entries, NULL, NULL);
 
     if (n < 0)
-        return fs_fail(SHOAL_ERR_NOINPUT, root, "cannot list");
+        return ckpt_fs_fail(SHOAL_ERR_NOINPUT, root, "cannot list");
 
     int64_t *steps = calloc((size_t)n + 1, sizeof *steps);
     size_t n_steps = 0;
@@ -224,7 +227,7 @@ shoal_status ckpt_steps(const char *root, int64_t **steps_out, size_t *n_out)
     for (int i = 0; i < n; i++) {
         int64_t step;
 
-        if (steps != NULL && step_name_parse(entries[i]->d_name, &step) == STEP_FINAL)
+        if (steps != NULL && ckpt_step_name_parse(entries[i]->d_name, &step) == STEP_FINAL)
             steps[n_steps++] = step;
         free(entries[i]);
     }
@@ -244,8 +247,8 @@ static bool is_step_dir(const char *path)
     char commit[CKPT_PATH_BYTES];
     int64_t step;
 
-    return step_name_parse(base, &step) != STEP_NOT_A_STEP ||
-           (fs_join(commit, sizeof commit, path, CKPT_COMMIT_FILE) == SHOAL_OK &&
+    return ckpt_step_name_parse(base, &step) != STEP_NOT_A_STEP ||
+           (ckpt_fs_join(commit, sizeof commit, path, CKPT_COMMIT_FILE) == SHOAL_OK &&
             access(commit, F_OK) == 0);
 }
 
@@ -262,8 +265,8 @@ static shoal_status open_newest(const char *root, struct ckpt **ckpt_out)
         char name[CKPT_NAME_BYTES];
         char path[CKPT_PATH_BYTES];
 
-        step_name(name, steps[i]);
-        status = fs_join(path, sizeof path, root, name);
+        ckpt_step_name(name, steps[i]);
+        status = ckpt_fs_join(path, sizeof path, root, name);
         if (status == SHOAL_OK)
             status = ckpt_open_step(path, ckpt_out);
         /* Only damage is skipped: running out of memory says nothing about the checkpoint. */
@@ -287,14 +290,14 @@ shoal_status ckpt_open(const char *path, struct ckpt **ckpt_out)
     char root[CKPT_PATH_BYTES];
     size_t n = strlen(path);
 
-    h5_quiet();
+    ckpt_h5_quiet();
     while (n > 1 && path[n - 1] == '/')
         n--;
     if (n >= sizeof trimmed)
         return fail(SHOAL_ERR_NOINPUT, "%s: path is too long", path);
     memcpy(trimmed, path, n);
     trimmed[n] = '\0';
-    if (fs_is_dir(trimmed) && is_step_dir(trimmed)) {
+    if (ckpt_fs_is_dir(trimmed) && is_step_dir(trimmed)) {
         shoal_status status = ckpt_open_step(trimmed, ckpt_out);
 
         return status == SHOAL_ERR_DATA

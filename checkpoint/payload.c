@@ -75,7 +75,7 @@ static shoal_status stage(struct payload *w, uint64_t offset, size_t n_bytes, ch
     return SHOAL_OK;
 }
 
-/* Write up to n_bytes of the extent at `offset`; *done_out says how many, *crc goes on over them. */
+/* Write up to n_bytes of the extent at `offset`; *done_out says how many, *crc covers them. */
 static shoal_status write_some(struct payload *w, const struct extent *e, uint64_t offset,
                                size_t n_bytes, uint32_t *crc, size_t *done_out)
 {
@@ -93,7 +93,7 @@ static shoal_status write_some(struct payload *w, const struct extent *e, uint64
         gather(w, e, to, n);
         from = (const float *)(const void *)to;
     }
-    *crc = crc32c(*crc, from, n);
+    *crc = ckpt_crc32c(*crc, from, n);
     *done_out = n;
     return io_write(w->file, from, n, offset);
 }
@@ -129,8 +129,8 @@ static shoal_status write_extent(struct payload *w, const struct extent *e)
     return SHOAL_OK;
 }
 
-shoal_status payload_write(struct ckpt_store *store, struct io_file *file, struct save_plan *plan,
-                           int64_t step)
+shoal_status ckpt_payload_write(struct ckpt_store *store, struct io_file *file,
+                                struct save_plan *plan, int64_t step)
 {
     struct payload w = {
         .store = store, .file = file, .plan = plan, .step = step, .fault_armed = true};

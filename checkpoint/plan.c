@@ -37,9 +37,9 @@ static shoal_status check_piece(const struct layout *layout, const struct ckpt_p
 
     const struct tensor *t = &layout->tensors[p->tensor];
 
-    if (!name_is_valid(p->kind, sizeof p->kind) || strchr(p->kind, '@') != NULL)
+    if (!ckpt_name_is_valid(p->kind, sizeof p->kind) || strchr(p->kind, '@') != NULL)
         return fail(SHOAL_ERR_INTERNAL, "checkpoint piece of %s: bad state name", t->name);
-    if (!name_is_valid(t->name, sizeof t->name))
+    if (!ckpt_name_is_valid(t->name, sizeof t->name))
         return fail(SHOAL_ERR_INTERNAL, "checkpoint: tensor %d has a name that cannot be stored",
                     p->tensor);
     if (p->begin < 0 || p->begin > p->end || p->end > t->n_elements ||
@@ -115,8 +115,8 @@ static shoal_status merge_pieces(const struct layout *layout, struct save_plan *
     return SHOAL_OK;
 }
 
-shoal_status save_plan_create(const struct layout *layout, const struct ckpt_piece *pieces,
-                              size_t n_pieces, struct save_plan *plan_out)
+shoal_status ckpt_save_plan_create(const struct layout *layout, const struct ckpt_piece *pieces,
+                                   size_t n_pieces, struct save_plan *plan_out)
 {
     struct save_plan plan = {0};
     shoal_status status = SHOAL_OK;
@@ -144,11 +144,11 @@ shoal_status save_plan_create(const struct layout *layout, const struct ckpt_pie
     return SHOAL_OK;
 
 err_destroy:
-    save_plan_destroy(&plan);
+    ckpt_save_plan_destroy(&plan);
     return status;
 }
 
-void save_plan_destroy(struct save_plan *plan)
+void ckpt_save_plan_destroy(struct save_plan *plan)
 {
     free(plan->crcs);
     free(plan->extents);

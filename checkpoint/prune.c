@@ -15,22 +15,23 @@
  * checkpoint's name.
  */
 
-shoal_status store_delete(const char *root, const char *name, int64_t step, int rank, int nth_save)
+shoal_status ckpt_store_delete(const char *root, const char *name, int64_t step, int rank,
+                               int nth_save)
 {
     char uuid[CKPT_UUID_BYTES];
     char deleted[CKPT_NAME_BYTES];
     char from[CKPT_PATH_BYTES];
     char to[CKPT_PATH_BYTES];
 
-    SHOAL_TRY(fs_uuid(uuid));
-    step_name_deleted(deleted, step, uuid);
-    SHOAL_TRY(fs_join(from, sizeof from, root, name));
-    SHOAL_TRY(fs_join(to, sizeof to, root, deleted));
+    SHOAL_TRY(ckpt_fs_uuid(uuid));
+    ckpt_step_name_deleted(deleted, step, uuid);
+    SHOAL_TRY(ckpt_fs_join(from, sizeof from, root, name));
+    SHOAL_TRY(ckpt_fs_join(to, sizeof to, root, deleted));
     if (rename(from, to) != 0)
-        return fs_fail(SHOAL_ERR_IO, from, "cannot rename for deletion");
-    SHOAL_TRY(fs_sync_dir(root));
+        return ckpt_fs_fail(SHOAL_ERR_IO, from, "cannot rename for deletion");
+    SHOAL_TRY(ckpt_fs_sync_dir(root));
     ckpt_fault("delete", rank, nth_save);
-    return fs_remove_dir(to);
+    return ckpt_fs_remove_dir(to);
 }
 
 /* Leftovers of a killed process: ".tmp-" of LATEST, and our probe directories. */
@@ -49,18 +50,19 @@ static shoal_status collect_one(const char *root, const char *name)
     char path[CKPT_PATH_BYTES];
     int64_t step;
 
-    SHOAL_TRY(fs_join(path, sizeof path, root, name));
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, root, name));
     if (is_stray(name))
-        return unlink(path) == 0 || errno == ENOENT ? SHOAL_OK
-                                                    : fs_fail(SHOAL_ERR_IO, path, "cannot remove");
+        return unlink(path) == 0 || errno == ENOENT
+                   ? SHOAL_OK
+                   : ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot remove");
     if (is_probe(name))
-        return fs_remove_dir(path);
-    switch (step_name_parse(name, &step)) {
+        return ckpt_fs_remove_dir(path);
+    switch (ckpt_step_name_parse(name, &step)) {
     case STEP_TEMPORARY:
         log_line("ckpt", "removing %s, left by an unfinished save", path);
-        return store_delete(root, name, step, -1, 0);
+        return ckpt_store_delete(root, name, step, -1, 0);
     case STEP_DELETED:
-        return fs_remove_dir(path);
+        return ckpt_fs_remove_dir(path);
     case STEP_FINAL:
     case STEP_NOT_A_STEP:
         return SHOAL_OK;
@@ -68,24 +70,27 @@ static shoal_status collect_one(const char *root, const char *name)
     return SHOAL_OK;
 }
 
-shoal_status store_collect(const char *root)
+shoal_status ckpt_store_collect(const struct ckpt_store *store)
 {
+    const char *root = store->root;
     struct dirent **entries = NULL;
     int n = scandir(root, &entries, NULL, alphasort);
     shoal_status status = SHOAL_OK;
 
     if (n < 0)
-        return fs_fail(SHOAL_ERR_CANTCREATE, root, "cannot list");
+        return ckpt_fs_fail(SHOAL_ERR_CANTCREATE, root, "cannot list");
     for (int i = 0; i < n; i++) {
-        if (status == SHOAL_OK)
+        if (status == SHOAL_OK) {
+            comm_note(store->comm, 0, "checkpoint: removing leftovers");
             status = collect_one(root, entries[i]->d_name);
+        }
         free(entries[i]);
     }
     free(entries);
     return status;
 }
 
-int store_prune(struct ckpt_store *store, int64_t saved_step)
+int ckpt_store_prune(struct ckpt_store *store, int64_t saved_step)
 {
     int64_t *steps = NULL;
     size_t n = 0;
@@ -99,14 +104,17 @@ int store_prune(struct ckpt_store *store, int64_t saved_step)
         char path[CKPT_PATH_BYTES];
         struct commit commit;
 
-        step_name(name, steps[i]);
-        if (steps[i] == saved_step || fs_join(path, sizeof path, store->root, name) != SHOAL_OK)
+        ckpt_step_name(name, steps[i]);
+        if (steps[i] == saved_step ||
+            ckpt_fs_join(path, sizeof path, store->root, name) != SHOAL_OK)
             continue;
         /* A broken step counts for nothing and stays for whoever wants to look at it. */
-        if (commit_check(path, &commit, NULL) != SHOAL_OK || kept++ < store->keep)
+        if (ckpt_commit_check(path, &commit, NULL) != SHOAL_OK || kept++ < store->keep)
             continue;
-        if (store_delete(store->root, name, steps[i], comm_rank(store->comm), store->n_saves) ==
-            SHOAL_OK)
+        /* The other ranks wait for this; large files take their time. */
+        comm_note(store->comm, saved_step, "checkpoint: removing an older one");
+        if (ckpt_store_delete(store->root, name, steps[i], comm_rank(store->comm),
+                              store->n_saves) == SHOAL_OK)
             removed++;
         else
             log_line("ckpt", "%s: could not be removed", path);

@@ -33,7 +33,7 @@ struct use_list {
 
 /* ---- blocks ---- */
 
-size_t block_bytes(const struct ckpt *ckpt, const struct block *b)
+size_t ckpt_block_bytes(const struct ckpt *ckpt, const struct block *b)
 {
     uint64_t n_bytes = shard_bytes(&ckpt->shards[b->shard]);
     uint64_t from = (uint64_t)b->index * CKPT_BLOCK_BYTES;
@@ -62,8 +62,8 @@ static shoal_status open_rank_file(struct ckpt *ckpt, uint32_t rank)
         return SHOAL_OK;
     io_file_close(ckpt->file);
     ckpt->file = NULL;
-    rank_file_name(name, rank);
-    SHOAL_TRY(fs_join(path, sizeof path, ckpt->path, name));
+    ckpt_rank_file_name(name, rank);
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, ckpt->path, name));
     SHOAL_TRY(io_file_open(ckpt->engine, path, false, &ckpt->file));
     ckpt->file_rank = rank;
     return SHOAL_OK;
@@ -72,14 +72,14 @@ static shoal_status open_rank_file(struct ckpt *ckpt, uint32_t rank)
 static shoal_status block_check(const struct ckpt *ckpt, const struct block *b, const char *data)
 {
     const struct shard_row *s = &ckpt->shards[b->shard];
-    size_t n = block_bytes(ckpt, b);
+    size_t n = ckpt_block_bytes(ckpt, b);
     uint32_t want = ckpt->crcs[s->rank][s->first_block + b->index];
-    uint32_t got = crc32c(0, data, n);
+    uint32_t got = ckpt_crc32c(0, data, n);
     char name[CKPT_NAME_BYTES];
 
     if (got == want)
         return SHOAL_OK;
-    rank_file_name(name, s->rank);
+    ckpt_rank_file_name(name, s->rank);
     fail(SHOAL_ERR_DATA, "%s/%s: %s of %s is damaged in bytes %" PRIu64 "..%" PRIu64, ckpt->path,
          name, ckpt->kinds[s->kind], ckpt->tensors[s->tensor].name, block_offset(ckpt, b),
          block_offset(ckpt, b) + n);
@@ -88,13 +88,13 @@ static shoal_status block_check(const struct ckpt *ckpt, const struct block *b, 
     return fail_hint(SHOAL_ERR_DATA, "use another step; `shoal ckpt ls` lists them");
 }
 
-shoal_status blocks_load(struct ckpt *ckpt, const struct block *blocks, size_t n)
+shoal_status ckpt_blocks_load(struct ckpt *ckpt, const struct block *blocks, size_t n)
 {
     shoal_status status = open_rank_file(ckpt, ckpt->shards[blocks[0].shard].rank);
 
     SHOAL_TRY(status);
     for (size_t i = 0; i < n && status == SHOAL_OK; i++)
-        status = io_read(ckpt->file, slot_data(ckpt, i), block_bytes(ckpt, &blocks[i]),
+        status = io_read(ckpt->file, slot_data(ckpt, i), ckpt_block_bytes(ckpt, &blocks[i]),
                          block_offset(ckpt, &blocks[i]));
 
     shoal_status waited = io_wait(ckpt->engine);
@@ -129,7 +129,7 @@ static shoal_status add_want(const struct ckpt *ckpt, const struct want *w, stru
     enum { BLOCK_ELEMENTS = CKPT_BLOCK_BYTES / sizeof(float) };
     size_t n;
     size_t first =
-        shards_find(ckpt->shards, ckpt->n_shards, (uint32_t)w->tensor, (uint32_t)w->kind, &n);
+        ckpt_shards_find(ckpt->shards, ckpt->n_shards, (uint32_t)w->tensor, (uint32_t)w->kind, &n);
 
     if (n == 0 && w->begin < w->end)
         return fail(SHOAL_ERR_DATA, "checkpoint %s: has no %s of %s", ckpt->path,
@@ -193,7 +193,7 @@ static shoal_status run_uses(struct ckpt *ckpt, struct use_list *list)
                 break;
             blocks[n_blocks++] = list->uses[end].block;
         }
-        SHOAL_TRY(blocks_load(ckpt, blocks, n_blocks));
+        SHOAL_TRY(ckpt_blocks_load(ckpt, blocks, n_blocks));
         for (size_t slot = 0; i < end; i++) {
             const struct use *u = &list->uses[i];
 

@@ -51,8 +51,8 @@ static shoal_status begin_local(struct save *s, const struct ckpt_piece *pieces,
 {
     if (s->meta->step < 0)
         return fail(SHOAL_ERR_INTERNAL, "checkpoint: step %" PRId64 " is negative", s->meta->step);
-    SHOAL_TRY(save_plan_create(s->layout, pieces, n_pieces, &s->plan));
-    return s->rank == 0 ? fs_uuid(s->attempt) : SHOAL_OK;
+    SHOAL_TRY(ckpt_save_plan_create(s->layout, pieces, n_pieces, &s->plan));
+    return s->rank == 0 ? ckpt_fs_uuid(s->attempt) : SHOAL_OK;
 }
 
 static shoal_status make_temporary(struct save *s)
@@ -60,8 +60,8 @@ static shoal_status make_temporary(struct save *s)
     if (s->rank != 0)
         return SHOAL_OK;
     if (mkdir(s->tmp, 0777) != 0)
-        return fs_fail(SHOAL_ERR_IO, s->tmp, "cannot create directory");
-    return fs_sync_dir(s->store->root);
+        return ckpt_fs_fail(SHOAL_ERR_IO, s->tmp, "cannot create directory");
+    return ckpt_fs_sync_dir(s->store->root);
 }
 
 /* Collective. */
@@ -71,9 +71,9 @@ static shoal_status begin(struct save *s, const struct ckpt_piece *pieces, size_
 
     SHOAL_TRY(comm_agree(comm, begin_local(s, pieces, n_pieces)));
     SHOAL_TRY(comm_broadcast(comm, 0, s->attempt, sizeof s->attempt));
-    step_name_temporary(s->tmp_name, s->meta->step, s->attempt);
+    ckpt_step_name_temporary(s->tmp_name, s->meta->step, s->attempt);
     /* The root was checked at open to leave room for this. */
-    SHOAL_TRY(fs_join(s->tmp, sizeof s->tmp, s->store->root, s->tmp_name));
+    SHOAL_TRY(ckpt_fs_join(s->tmp, sizeof s->tmp, s->store->root, s->tmp_name));
     return comm_agree(comm, make_temporary(s));
 }
 
@@ -81,9 +81,12 @@ static shoal_status write_table(struct save *s, struct io_file *file)
 {
     size_t n_bytes = (s->plan.n_blocks > 0 ? s->plan.n_blocks : 1) * sizeof(uint32_t);
 
-    SHOAL_TRY(io_write(file, s->plan.crcs, n_bytes, s->row.table_off));
-    SHOAL_TRY(io_wait(s->store->engine));
-    s->row.table_crc = crc32c(0, s->plan.crcs, s->plan.n_blocks * sizeof(uint32_t));
+    shoal_status status = io_write(file, s->plan.crcs, n_bytes, s->row.table_off);
+    shoal_status waited = io_wait(s->store->engine); /* also after a failure: it forgets it */
+
+    SHOAL_TRY(status);
+    SHOAL_TRY(waited);
+    s->row.table_crc = ckpt_crc32c(0, s->plan.crcs, s->plan.n_blocks * sizeof(uint32_t));
     return SHOAL_OK;
 }
 
@@ -93,8 +96,9 @@ static shoal_status write_contents(struct save *s, struct io_file *file)
     uint32_t crc = 0;
 
     SHOAL_TRY(io_file_reserve(file, s->row.size));
-    SHOAL_TRY(payload_write(store, file, &s->plan, s->meta->step));
+    SHOAL_TRY(ckpt_payload_write(store, file, &s->plan, s->meta->step));
     SHOAL_TRY(write_table(s, file));
+    comm_note(store->comm, s->meta->step, "checkpoint: waiting for the disk");
     SHOAL_TRY(io_file_sync(file));
     /* Read back from the file, so that the checksum is of what HDF5 really left there. */
     SHOAL_TRY(ckpt_crc_range(store->engine, file, store->staging, store->staging_bytes, 0,
@@ -111,8 +115,8 @@ static shoal_status write_rank_file(struct save *s)
     char path[CKPT_PATH_BYTES];
     struct io_file *file = NULL;
 
-    rank_file_name(name, (uint32_t)s->rank);
-    SHOAL_TRY(fs_join(path, sizeof path, s->tmp, name));
+    ckpt_rank_file_name(name, (uint32_t)s->rank);
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, s->tmp, name));
 
     struct skeleton_params params = {.path = path,
                                      .layout = s->layout,
@@ -121,7 +125,7 @@ static shoal_status write_rank_file(struct save *s)
                                      .rank = s->rank,
                                      .world_size = s->world};
 
-    SHOAL_TRY(skeleton_create(&params, &s->plan, &s->row));
+    SHOAL_TRY(ckpt_skeleton_create(&params, &s->plan, &s->row));
     ckpt_fault("skeleton", s->rank, s->store->n_saves);
     SHOAL_TRY(io_file_open(s->store->engine, path, true, &file));
 
@@ -277,14 +281,14 @@ static shoal_status write_manifest(struct save *s, struct file_row *files, struc
     for (int r = 0; r < s->world; r++)
         files[r] = s->votes[r].file;
     SHOAL_TRY(unite_kinds(s, kinds, &space.n_kinds));
-    SHOAL_TRY(fs_join(path, sizeof path, s->tmp, CKPT_MANIFEST_FILE));
-    SHOAL_TRY(shards_check(SHOAL_ERR_INTERNAL, path, &space, s->shards, s->n_shards));
-    SHOAL_TRY(manifest_create(&manifest, path));
-    SHOAL_TRY(fs_sync_file(path));
-    SHOAL_TRY(fs_read_file(path, CKPT_MANIFEST_MAX_BYTES, &image, &n_bytes));
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, s->tmp, CKPT_MANIFEST_FILE));
+    SHOAL_TRY(ckpt_shards_check(SHOAL_ERR_INTERNAL, path, &space, s->shards, s->n_shards));
+    SHOAL_TRY(ckpt_manifest_create(&manifest, path));
+    SHOAL_TRY(ckpt_fs_sync_file(path));
+    SHOAL_TRY(ckpt_fs_read_file(path, CKPT_MANIFEST_MAX_BYTES, &image, &n_bytes));
     *commit = (struct commit){.step = s->meta->step,
                               .manifest_bytes = n_bytes,
-                              .manifest_crc = crc32c(0, image, n_bytes)};
+                              .manifest_crc = ckpt_crc32c(0, image, n_bytes)};
     memcpy(commit->attempt, s->attempt, sizeof commit->attempt);
     s->total_bytes += n_bytes;
     free(image);
@@ -292,9 +296,9 @@ static shoal_status write_manifest(struct save *s, struct file_row *files, struc
 }
 
 /*
- * Give the directory its final name.  When the step exists already (a run that resumed and saved the same
- * step again) the two directories change names in one system call, so that at no time neither
- * exists; the old one then is the temporary.
+ * Give the directory its final name.  When the step exists already (a run that resumed and saved
+ * the same step again) the two directories change names in one system call, so that at no time
+ * neither exists; the old one then is the temporary.
  */
 static shoal_status publish(const struct save *s, const char *final)
 {
@@ -305,7 +309,7 @@ static shoal_status publish(const struct save *s, const char *final)
     /* File systems without these flags (NFS): plain rename, which refuses a full directory. */
     if (errno == EINVAL && rename(s->tmp, final) == 0)
         return SHOAL_OK;
-    return fs_fail(SHOAL_ERR_IO, final, "cannot rename the finished checkpoint");
+    return ckpt_fs_fail(SHOAL_ERR_IO, final, "cannot rename the finished checkpoint");
 }
 
 /* LATEST is a hint for people and scripts; no reader relies on it, so failing costs a log line. */
@@ -319,10 +323,10 @@ static void write_latest(const struct save *s, const char *name, const struct co
     int n = snprintf(text, sizeof text, "%s %08" PRIx32 "\n", name, commit->manifest_crc);
 
     snprintf(tmp_name, sizeof tmp_name, CKPT_LATEST_FILE ".tmp-%.36s", s->attempt);
-    if (fs_write_file(root, tmp_name, text, (size_t)n) != SHOAL_OK ||
-        fs_join(from, sizeof from, root, tmp_name) != SHOAL_OK ||
-        fs_join(to, sizeof to, root, CKPT_LATEST_FILE) != SHOAL_OK || rename(from, to) != 0 ||
-        fs_sync_dir(root) != SHOAL_OK)
+    if (ckpt_fs_write_file(root, tmp_name, text, (size_t)n) != SHOAL_OK ||
+        ckpt_fs_join(from, sizeof from, root, tmp_name) != SHOAL_OK ||
+        ckpt_fs_join(to, sizeof to, root, CKPT_LATEST_FILE) != SHOAL_OK || rename(from, to) != 0 ||
+        ckpt_fs_sync_dir(root) != SHOAL_OK)
         log_line("ckpt", "%s is complete, but %s/" CKPT_LATEST_FILE " could not be updated", name,
                  root);
 }
@@ -344,14 +348,14 @@ static shoal_status commit(struct save *s, const char *final)
     SHOAL_TRY(status);
     ckpt_fault("commit", s->rank, store->n_saves);
     /* COMMIT must never be durable before the entries of the files it vouches for. */
-    SHOAL_TRY(fs_sync_dir(s->tmp));
-    SHOAL_TRY(
-        fs_write_file(s->tmp, CKPT_COMMIT_FILE, text, commit_format(text, sizeof text, &record)));
-    SHOAL_TRY(fs_sync_dir(s->tmp));
+    SHOAL_TRY(ckpt_fs_sync_dir(s->tmp));
+    SHOAL_TRY(ckpt_fs_write_file(s->tmp, CKPT_COMMIT_FILE, text,
+                                 ckpt_commit_format(text, sizeof text, &record)));
+    SHOAL_TRY(ckpt_fs_sync_dir(s->tmp));
     ckpt_fault("rename", s->rank, store->n_saves);
     SHOAL_TRY(publish(s, final));
     ckpt_fault("renamed", s->rank, store->n_saves);
-    SHOAL_TRY(fs_sync_dir(store->root));
+    SHOAL_TRY(ckpt_fs_sync_dir(store->root));
     write_latest(s, strrchr(final, '/') + 1, &record);
     return SHOAL_OK;
 }
@@ -377,7 +381,8 @@ static void discard_temporary(const struct save *s)
     if (s->rank != 0 || s->tmp[0] == '\0')
         return;
     snprintf(why, sizeof why, "%s", shoal_last_error());
-    if (fs_is_dir(s->tmp) && store_delete(s->store->root, s->tmp_name, s->meta->step, -1, 0) != 0)
+    if (ckpt_fs_is_dir(s->tmp) &&
+        ckpt_store_delete(s->store->root, s->tmp_name, s->meta->step, -1, 0) != 0)
         log_line("ckpt", "%s: left behind, the next run removes it", s->tmp);
     fail_adopt(SHOAL_ERR_IO, why);
 }
@@ -396,23 +401,23 @@ shoal_status ckpt_save(struct ckpt_store *store, const struct layout *layout,
     double start = clock_seconds();
     int64_t facts[2]; /* from rank 0: bytes, removed */
 
-    h5_quiet();
+    ckpt_h5_quiet();
     store->n_saves++;
-    step_name(name, meta->step);
+    ckpt_step_name(name, meta->step);
 
-    shoal_status status = fs_join(result.path, sizeof result.path, store->root, name);
+    shoal_status status = ckpt_fs_join(result.path, sizeof result.path, store->root, name);
 
     if (status == SHOAL_OK)
         status = save_all(&s, pieces, n_pieces, result.path);
     discard_temporary(&s);
     if (status == SHOAL_OK) {
         facts[0] = (int64_t)s.total_bytes;
-        facts[1] = s.rank == 0 ? store_prune(store, meta->step) : 0;
+        facts[1] = s.rank == 0 ? ckpt_store_prune(store, meta->step) : 0;
         status = comm_broadcast(store->comm, 0, facts, sizeof facts);
     }
     free(s.votes);
     free(s.shards);
-    save_plan_destroy(&s.plan);
+    ckpt_save_plan_destroy(&s.plan);
     if (status != SHOAL_OK)
         return status;
     result.n_bytes = (uint64_t)facts[0];

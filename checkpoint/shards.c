@@ -131,8 +131,9 @@ static shoal_status check_overlap(shoal_status code, const char *where,
     return status;
 }
 
-shoal_status shards_check(shoal_status code, const char *where, const struct shard_space *space,
-                          struct shard_row *rows, size_t n_rows)
+shoal_status ckpt_shards_check(shoal_status code, const char *where,
+                               const struct shard_space *space, struct shard_row *rows,
+                               size_t n_rows)
 {
     for (size_t i = 0; i < n_rows; i++)
         SHOAL_TRY(check_row(code, where, space, &rows[i], i));
@@ -142,8 +143,8 @@ shoal_status shards_check(shoal_status code, const char *where, const struct sha
     return check_overlap(code, where, space, rows, n_rows);
 }
 
-size_t shards_find(const struct shard_row *rows, size_t n_rows, uint32_t tensor, uint32_t kind,
-                   size_t *n_out)
+size_t ckpt_shards_find(const struct shard_row *rows, size_t n_rows, uint32_t tensor, uint32_t kind,
+                        size_t *n_out)
 {
     struct shard_row key = {.tensor = tensor, .kind = kind};
     size_t low = 0;

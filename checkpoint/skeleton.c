@@ -33,16 +33,16 @@ static herr_t put_file_attrs(hid_t root, const struct skeleton_params *params,
     uint32_t block = CKPT_BLOCK_BYTES;
     herr_t rc = 0;
 
-    rc |= h5_put_text_attr(root, "format", CKPT_FORMAT);
-    rc |= h5_put_attr(root, "format_version", H5T_STD_U32LE, 2, version);
-    rc |= h5_put_text_attr(root, "writer", "shoal " SHOAL_VERSION);
-    rc |= h5_put_text_attr(root, "run_uuid", params->meta->run_uuid);
-    rc |= h5_put_text_attr(root, "attempt_uuid", params->attempt);
-    rc |= h5_put_attr(root, "step", H5T_STD_I64LE, 1, &params->meta->step);
-    rc |= h5_put_attr(root, "rank", H5T_STD_U32LE, 1, &rank);
-    rc |= h5_put_attr(root, "world_size", H5T_STD_U32LE, 1, &world);
-    rc |= h5_put_attr(root, "block_bytes", H5T_STD_U32LE, 1, &block);
-    rc |= h5_put_attr(root, "n_blocks", H5T_STD_U32LE, 1, &plan->n_blocks);
+    rc |= ckpt_h5_put_text_attr(root, "format", CKPT_FORMAT);
+    rc |= ckpt_h5_put_attr(root, "format_version", H5T_STD_U32LE, 2, version);
+    rc |= ckpt_h5_put_text_attr(root, "writer", "shoal " SHOAL_VERSION);
+    rc |= ckpt_h5_put_text_attr(root, "run_uuid", params->meta->run_uuid);
+    rc |= ckpt_h5_put_text_attr(root, "attempt_uuid", params->attempt);
+    rc |= ckpt_h5_put_attr(root, "step", H5T_STD_I64LE, 1, &params->meta->step);
+    rc |= ckpt_h5_put_attr(root, "rank", H5T_STD_U32LE, 1, &rank);
+    rc |= ckpt_h5_put_attr(root, "world_size", H5T_STD_U32LE, 1, &world);
+    rc |= ckpt_h5_put_attr(root, "block_bytes", H5T_STD_U32LE, 1, &block);
+    rc |= ckpt_h5_put_attr(root, "n_blocks", H5T_STD_U32LE, 1, &plan->n_blocks);
     return rc;
 }
 
@@ -50,16 +50,16 @@ static herr_t put_dataset_attrs(hid_t dataset, const struct tensor *t, const str
 {
     herr_t rc = 0;
 
-    rc |= h5_put_attr(dataset, "shape", H5T_STD_I64LE, (size_t)t->ndim, t->shape);
-    rc |= h5_put_attr(dataset, "begin", H5T_STD_I64LE, 1, &e->begin);
-    rc |= h5_put_attr(dataset, "end", H5T_STD_I64LE, 1, &e->end);
-    rc |= h5_put_attr(dataset, "first_block", H5T_STD_U32LE, 1, &e->first_block);
+    rc |= ckpt_h5_put_attr(dataset, "shape", H5T_STD_I64LE, (size_t)t->ndim, t->shape);
+    rc |= ckpt_h5_put_attr(dataset, "begin", H5T_STD_I64LE, 1, &e->begin);
+    rc |= ckpt_h5_put_attr(dataset, "end", H5T_STD_I64LE, 1, &e->end);
+    rc |= ckpt_h5_put_attr(dataset, "first_block", H5T_STD_U32LE, 1, &e->first_block);
     return rc;
 }
 
 /*
- * /tensors/<tensor>/<kind>, or <kind>@<begin> for a second run of the same tensor and kind.  Extents
- * are sorted, so only a predecessor can have taken the plain name.
+ * /tensors/<tensor>/<kind>, or <kind>@<begin> for a second run of the same tensor and kind.
+ * Extents are sorted, so only a predecessor can have taken the plain name.
  */
 static shoal_status new_extent(hid_t file, const struct skeleton_params *params,
                                const struct save_plan *plan, size_t index)
@@ -73,17 +73,17 @@ static shoal_status new_extent(hid_t file, const struct skeleton_params *params,
     if (again)
         snprintf(path + n, sizeof path - (size_t)n, "@%lld", (long long)e->begin);
 
-    hid_t dataset = h5_new_dataset(file, path, H5T_IEEE_F32LE, (size_t)(e->end - e->begin));
+    hid_t dataset = ckpt_h5_new_dataset(file, path, H5T_IEEE_F32LE, (size_t)(e->end - e->begin));
 
     if (dataset < 0)
-        return h5_fail(SHOAL_ERR_IO, params->path, path);
+        return ckpt_h5_fail(SHOAL_ERR_IO, params->path, path);
 
     haddr_t offset = H5Dget_offset(dataset);
     herr_t rc = put_dataset_attrs(dataset, t, e);
 
     rc |= H5Dclose(dataset);
     if (rc < 0 || offset == HADDR_UNDEF)
-        return h5_fail(SHOAL_ERR_IO, params->path, path);
+        return ckpt_h5_fail(SHOAL_ERR_IO, params->path, path);
     e->byte_off = offset;
     return SHOAL_OK;
 }
@@ -92,14 +92,14 @@ static shoal_status fill_skeleton(hid_t file, const struct skeleton_params *para
                                   struct save_plan *plan, struct file_row *row)
 {
     size_t table_rows = plan->n_blocks > 0 ? plan->n_blocks : 1;
-    hid_t table = h5_new_dataset(file, "/integrity/crc32c", H5T_STD_U32LE, table_rows);
+    hid_t table = ckpt_h5_new_dataset(file, "/integrity/crc32c", H5T_STD_U32LE, table_rows);
     haddr_t offset = table < 0 ? HADDR_UNDEF : H5Dget_offset(table);
     herr_t rc = offset == HADDR_UNDEF ? -1 : put_file_attrs(file, params, plan);
 
     if (table >= 0)
         rc |= H5Dclose(table);
     if (rc < 0)
-        return h5_fail(SHOAL_ERR_IO, params->path, "cannot create the checkpoint's tables");
+        return ckpt_h5_fail(SHOAL_ERR_IO, params->path, "cannot create the checkpoint's tables");
 
     row->table_off = offset;
     row->header_bytes = offset + table_rows * sizeof(uint32_t);
@@ -127,31 +127,31 @@ static shoal_status fill_skeleton(hid_t file, const struct skeleton_params *para
     return SHOAL_OK;
 }
 
-shoal_status skeleton_create(const struct skeleton_params *params, struct save_plan *plan,
-                             struct file_row *row_out)
+shoal_status ckpt_skeleton_create(const struct skeleton_params *params, struct save_plan *plan,
+                                  struct file_row *row_out)
 {
     struct file_row row = {.rank = (uint32_t)params->rank, .n_blocks = plan->n_blocks};
     struct stat st;
 
-    SHOAL_TRY(fs_probe_space(params->path, file_estimate(plan)));
+    SHOAL_TRY(ckpt_fs_probe_space(params->path, file_estimate(plan)));
 
-    hid_t fapl = h5_access(metadata_estimate(plan));
-    hid_t fcpl = h5_creation();
+    hid_t fapl = ckpt_h5_access(metadata_estimate(plan));
+    hid_t fcpl = ckpt_h5_creation();
     hid_t file = H5Fcreate(params->path, H5F_ACC_TRUNC, fcpl, fapl);
 
     H5Pclose(fcpl);
     H5Pclose(fapl);
     if (file < 0)
-        return h5_fail(SHOAL_ERR_IO, params->path, "cannot create");
+        return ckpt_h5_fail(SHOAL_ERR_IO, params->path, "cannot create");
 
     shoal_status status = fill_skeleton(file, params, plan, &row);
 
     if (H5Fclose(file) < 0 && status == SHOAL_OK)
-        status = h5_fail(SHOAL_ERR_IO, params->path, "cannot close the skeleton");
+        status = ckpt_h5_fail(SHOAL_ERR_IO, params->path, "cannot close the skeleton");
     if (status != SHOAL_OK)
         return status;
     if (stat(params->path, &st) != 0)
-        return fs_fail(SHOAL_ERR_IO, params->path, "cannot stat");
+        return ckpt_fs_fail(SHOAL_ERR_IO, params->path, "cannot stat");
     row.size = (uint64_t)st.st_size;
     if (row.size < row.payload_end)
         return fail(SHOAL_ERR_INTERNAL, "%s: the skeleton ends inside its payload", params->path);

@@ -23,7 +23,7 @@ static shoal_status lock_taken(const char *path)
     char *holder = NULL;
     size_t n = 0;
 
-    if (fs_read_file(path, 1024, &holder, &n) == SHOAL_OK && n > 0 && holder[n - 1] == '\n')
+    if (ckpt_fs_read_file(path, 1024, &holder, &n) == SHOAL_OK && n > 0 && holder[n - 1] == '\n')
         holder[n - 1] = '\0';
     fail(SHOAL_ERR_CANTCREATE, "%s: another run writes to this checkpoint root", path);
     if (holder != NULL && n > 0)
@@ -38,16 +38,16 @@ static shoal_status take_lock(struct ckpt_store *store)
     char host[128] = "unknown";
     char text[256];
 
-    SHOAL_TRY(fs_join(path, sizeof path, store->root, CKPT_LOCK_FILE));
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, store->root, CKPT_LOCK_FILE));
 
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
 
     if (fd < 0)
-        return fs_fail(SHOAL_ERR_CANTCREATE, path, "cannot create");
+        return ckpt_fs_fail(SHOAL_ERR_CANTCREATE, path, "cannot create");
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
         shoal_status status = errno == EWOULDBLOCK
                                   ? lock_taken(path)
-                                  : fs_fail(SHOAL_ERR_CANTCREATE, path, "cannot lock");
+                                  : ckpt_fs_fail(SHOAL_ERR_CANTCREATE, path, "cannot lock");
         close(fd);
         return status;
     }
@@ -57,7 +57,7 @@ static shoal_status take_lock(struct ckpt_store *store)
                      host, (long)getpid(), store->run_uuid);
 
     if (ftruncate(fd, 0) != 0 || pwrite(fd, text, (size_t)n, 0) != n || fsync(fd) != 0) {
-        fs_fail(SHOAL_ERR_CANTCREATE, path, "cannot write");
+        ckpt_fs_fail(SHOAL_ERR_CANTCREATE, path, "cannot write");
         close(fd);
         return SHOAL_ERR_CANTCREATE;
     }
@@ -66,8 +66,8 @@ static shoal_status take_lock(struct ckpt_store *store)
 }
 
 /*
- * What a save will need at its end: found missing now, not after hours.  The probe is an HDF5 file, so
- * that the library's memory is there from the start, too.
+ * What a save will need at its end: found missing now, not after hours.  The probe is an HDF5
+ * file, so that the library's memory is there from the start, too.
  */
 static shoal_status try_write_and_rename(const struct ckpt_store *store)
 {
@@ -77,31 +77,31 @@ static shoal_status try_write_and_rename(const struct ckpt_store *store)
     char file[CKPT_PATH_BYTES];
 
     snprintf(name, sizeof name, ".probe-a-%.36s", store->run_uuid);
-    SHOAL_TRY(fs_join(from, sizeof from, store->root, name));
+    SHOAL_TRY(ckpt_fs_join(from, sizeof from, store->root, name));
     snprintf(name, sizeof name, ".probe-b-%.36s", store->run_uuid);
-    SHOAL_TRY(fs_join(to, sizeof to, store->root, name));
+    SHOAL_TRY(ckpt_fs_join(to, sizeof to, store->root, name));
     if (mkdir(from, 0777) != 0)
-        return fs_fail(SHOAL_ERR_CANTCREATE, store->root, "cannot create directories in it");
-    SHOAL_TRY(fs_join(file, sizeof file, from, "probe"));
-    if (h5_write_probe(file) != SHOAL_OK) {
-        fs_remove_dir(from);
+        return ckpt_fs_fail(SHOAL_ERR_CANTCREATE, store->root, "cannot create directories in it");
+    SHOAL_TRY(ckpt_fs_join(file, sizeof file, from, "probe"));
+    if (ckpt_h5_write_probe(file) != SHOAL_OK) {
+        ckpt_fs_remove_dir(from);
         return fail_context(SHOAL_ERR_CANTCREATE, "checkpoint root %s", store->root);
     }
     if (rename(from, to) != 0) {
-        fs_fail(SHOAL_ERR_CANTCREATE, store->root, "cannot rename directories in it");
-        fs_remove_dir(from);
+        ckpt_fs_fail(SHOAL_ERR_CANTCREATE, store->root, "cannot rename directories in it");
+        ckpt_fs_remove_dir(from);
         return SHOAL_ERR_CANTCREATE;
     }
-    return fs_remove_dir(to);
+    return ckpt_fs_remove_dir(to);
 }
 
 static shoal_status open_root(struct ckpt_store *store)
 {
-    SHOAL_TRY(fs_make_dirs(store->root));
-    SHOAL_TRY(fs_uuid(store->run_uuid));
+    SHOAL_TRY(ckpt_fs_make_dirs(store->root));
+    SHOAL_TRY(ckpt_fs_uuid(store->run_uuid));
     SHOAL_TRY(take_lock(store));
     SHOAL_TRY(try_write_and_rename(store));
-    return store_collect(store->root);
+    return ckpt_store_collect(store);
 }
 
 /* Every rank must see rank 0's LOCK, else the ranks would write to different disks. */
@@ -111,9 +111,9 @@ static shoal_status see_root(const struct ckpt_store *store)
     char *text = NULL;
     size_t n = 0;
 
-    SHOAL_TRY(fs_join(path, sizeof path, store->root, CKPT_LOCK_FILE));
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, store->root, CKPT_LOCK_FILE));
 
-    shoal_status status = fs_read_file(path, 1024, &text, &n);
+    shoal_status status = ckpt_fs_read_file(path, 1024, &text, &n);
     bool same = status == SHOAL_OK && strstr(text, store->run_uuid) != NULL;
 
     free(text);
@@ -154,7 +154,7 @@ shoal_status ckpt_store_open(struct comm *comm, const struct ckpt_store_params *
     struct ckpt_store *store = calloc(1, sizeof *store);
     shoal_status status = SHOAL_OK;
 
-    h5_quiet();
+    ckpt_h5_quiet();
     if (store == NULL) {
         status = fail(SHOAL_ERR_NOMEM, "checkpoint root %s: no memory", params->root);
     } else {

@@ -57,8 +57,8 @@ static void place_piece(struct comm *comm, size_t piece, char *full, size_t shar
         size_t rank = (size_t)(leader_of(comm, h) + comm->local_rank);
 
         if (h != comm->host)
-            parallel_copy(comm, full + rank * shard_bytes + begin, from + (size_t)h * n_bytes,
-                          n_bytes);
+            comm_parallel_copy(comm, full + rank * shard_bytes + begin, from + (size_t)h * n_bytes,
+                               n_bytes);
     }
 }
 
@@ -75,12 +75,12 @@ static shoal_status gather_between_hosts(struct comm *comm, char *full, size_t s
                                    .send = shard + k * piece_bytes,
                                    .receive = staging_receive(comm, k),
                                    .n = min_size(piece_bytes, shard_bytes - k * piece_bytes)};
-            tickets[k % WIRE_JOBS] = wire_post(comm->wire, &job);
+            tickets[k % WIRE_JOBS] = comm_wire_post(comm->wire, &job);
         }
         if (k > 0) {
             size_t begin = (k - 1) * piece_bytes;
 
-            SHOAL_TRY(wire_wait(comm, tickets[(k - 1) % WIRE_JOBS]));
+            SHOAL_TRY(comm_wire_wait(comm, tickets[(k - 1) % WIRE_JOBS]));
             place_piece(comm, k - 1, full, shard_bytes, begin,
                         min_size(piece_bytes, shard_bytes - begin));
         }
@@ -95,12 +95,12 @@ static shoal_status all_gather(struct comm *comm, const void *shard, char *full,
 
     SHOAL_TRY(window_offset("all-gather", full, (size_t)comm->size * shard_bytes, comm->window.base,
                             comm->window_shared_bytes, &offset));
-    SHOAL_TRY(call_meet(comm));
+    SHOAL_TRY(comm_call_meet(comm));
     if (place != shard)
-        parallel_copy(comm, place, shard, shard_bytes);
+        comm_parallel_copy(comm, place, shard, shard_bytes);
     if (comm->host_count > 1)
         SHOAL_TRY(gather_between_hosts(comm, full, shard_bytes));
-    return local_barrier(comm);
+    return comm_local_barrier(comm);
 }
 
 shoal_status comm_all_gather(struct comm *comm, const void *shard, void *full, size_t n,
@@ -109,7 +109,7 @@ shoal_status comm_all_gather(struct comm *comm, const void *shard, void *full, s
     double begin = clock_seconds();
     size_t shard_bytes = n * dtype_bytes(dtype);
 
-    call_enter(comm, CALL_ALL_GATHER, shard_bytes);
+    comm_call_enter(comm, CALL_ALL_GATHER, shard_bytes);
     SHOAL_TRY(all_gather(comm, shard, full, shard_bytes));
     comm->ledger.all_gather_calls++;
     comm->ledger.all_gather_bytes += (uint64_t)(comm->size - 1) * shard_bytes;
@@ -129,7 +129,7 @@ static void sum_locally(struct comm *comm, size_t offset, size_t shard_elements,
     for (int l = 0; l < comm->local_size; l++)
         comm->inputs[l] = (const float *)(const void *)(window_own(comm, l) + offset) +
                           (size_t)target * shard_elements + begin;
-    tree_sum(comm, comm->inputs, comm->local_size, n, out);
+    comm_tree_sum(comm, comm->inputs, comm->local_size, n, out);
 }
 
 static void sum_over_hosts(struct comm *comm, size_t piece, size_t n, float *out)
@@ -138,7 +138,7 @@ static void sum_over_hosts(struct comm *comm, size_t piece, size_t n, float *out
 
     for (int h = 0; h < comm->host_count; h++)
         comm->inputs[h] = from + (size_t)h * n;
-    tree_sum(comm, comm->inputs, comm->host_count, n, out);
+    comm_tree_sum(comm, comm->inputs, comm->host_count, n, out);
 }
 
 /*
@@ -162,12 +162,12 @@ static shoal_status reduce_between_hosts(struct comm *comm, size_t offset, float
                             send + (size_t)h * m);
             struct wire_job job = {
                 .kind = WIRE_ALL_TO_ALL, .send = send, .receive = staging_receive(comm, k), .n = m};
-            tickets[k % WIRE_JOBS] = wire_post(comm->wire, &job);
+            tickets[k % WIRE_JOBS] = comm_wire_post(comm->wire, &job);
         }
         if (k > 0) {
             size_t begin = (k - 1) * piece;
 
-            SHOAL_TRY(wire_wait(comm, tickets[(k - 1) % WIRE_JOBS]));
+            SHOAL_TRY(comm_wire_wait(comm, tickets[(k - 1) % WIRE_JOBS]));
             sum_over_hosts(comm, k - 1, min_size(piece, n - begin), out + begin);
         }
     }
@@ -179,8 +179,9 @@ static shoal_status reduce_ring(struct comm *comm, const float *full, float *out
     if (n > INT_MAX)
         return fail(SHOAL_ERR_INTERNAL, "reduce-scatter: %zu elements per rank, MPI takes up to %d",
                     n, INT_MAX);
-    return wire_run(comm, &(struct wire_job){
-                              .kind = WIRE_REDUCE_SCATTER, .send = full, .receive = out, .n = n});
+    return comm_wire_run(
+        comm,
+        &(struct wire_job){.kind = WIRE_REDUCE_SCATTER, .send = full, .receive = out, .n = n});
 }
 
 static shoal_status reduce_scatter(struct comm *comm, const float *full, float *out, size_t n)
@@ -189,21 +190,21 @@ static shoal_status reduce_scatter(struct comm *comm, const float *full, float *
 
     SHOAL_TRY(window_offset("reduce-scatter", full, (size_t)comm->size * n * sizeof *full,
                             window_own(comm, comm->local_rank), comm->window_own_bytes, &offset));
-    SHOAL_TRY(call_meet(comm));
+    SHOAL_TRY(comm_call_meet(comm));
     if (comm->ring && comm->size > 1)
         return reduce_ring(comm, full, out, n);
     if (comm->host_count > 1)
         SHOAL_TRY(reduce_between_hosts(comm, offset, out, n));
     else
         sum_locally(comm, offset, n, comm->rank, 0, n, out);
-    return local_barrier(comm);
+    return comm_local_barrier(comm);
 }
 
 shoal_status comm_reduce_scatter(struct comm *comm, const float *full, float *out, size_t n)
 {
     double begin = clock_seconds();
 
-    call_enter(comm, CALL_REDUCE_SCATTER, n);
+    comm_call_enter(comm, CALL_REDUCE_SCATTER, n);
     SHOAL_TRY(reduce_scatter(comm, full, out, n));
     comm->ledger.reduce_scatter_calls++;
     comm->ledger.reduce_scatter_bytes += (uint64_t)(comm->size - 1) * n * sizeof(float);

@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Start, window and end of the communication. */
+/* Start and end of the communication. */
 
 #define DEFAULT_TIMEOUT_S   30.0
 #define DEFAULT_HEARTBEAT_S 0.1
@@ -83,7 +83,8 @@ static shoal_status mpi_start(struct comm *comm)
     MPI_Initialized(&is_started);
     if (is_started)
         return fail(SHOAL_ERR_INTERNAL, "comm_open: MPI is started already");
-    SHOAL_TRY(mpi_check(MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &provided), "start MPI"));
+    SHOAL_TRY(
+        comm_mpi_check(MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &provided), "start MPI"));
     name_library(comm->library, sizeof comm->library);
     comm->world = MPI_COMM_WORLD;
     MPI_Comm_set_errhandler(comm->world, MPI_ERRORS_RETURN);
@@ -99,8 +100,8 @@ static shoal_status agree_by_mpi(const struct comm *comm, shoal_status status)
 {
     int own = status != SHOAL_OK, failures = 0;
 
-    SHOAL_TRY(mpi_check(MPI_Allreduce(&own, &failures, 1, MPI_INT, MPI_SUM, comm->world),
-                        "agree on the start"));
+    SHOAL_TRY(comm_mpi_check(MPI_Allreduce(&own, &failures, 1, MPI_INT, MPI_SUM, comm->world),
+                             "agree on the start"));
     if (status != SHOAL_OK || failures == 0)
         return status;
     return fail(SHOAL_ERR_UNAVAILABLE, "%d other ranks could not start", failures);
@@ -108,23 +109,23 @@ static shoal_status agree_by_mpi(const struct comm *comm, shoal_status status)
 
 static shoal_status open_control(struct comm *comm)
 {
-    size_t n_bytes = control_bytes(comm->local_size, comm->host_count);
+    size_t n_bytes = comm_control_bytes(comm->local_size, comm->host_count);
     shoal_status status = SHOAL_OK;
     int fd = -1;
 
     if (is_leader(comm)) {
-        status = memory_make("shoal-control", n_bytes, &comm->control_memory);
+        status = comm_memory_make("shoal-control", n_bytes, &comm->control_memory);
         fd = status == SHOAL_OK ? comm->control_memory.fd : -1;
     }
-    SHOAL_TRY(mpi_check(MPI_Bcast(&fd, 1, MPI_INT, 0, comm->local), "share the control area"));
+    SHOAL_TRY(comm_mpi_check(MPI_Bcast(&fd, 1, MPI_INT, 0, comm->local), "share the control area"));
     if (!is_leader(comm))
-        status = fd < 0
-                     ? fail(SHOAL_ERR_UNAVAILABLE, "rank %d made no control area",
-                            leader_of(comm, comm->host))
-                     : memory_attach("shoal-control", comm->ranks[leader_of(comm, comm->host)].pid,
-                                     fd, n_bytes, &comm->control_memory);
+        status = fd < 0 ? fail(SHOAL_ERR_UNAVAILABLE, "rank %d made no control area",
+                               leader_of(comm, comm->host))
+                        : comm_memory_attach("shoal-control",
+                                             comm->ranks[leader_of(comm, comm->host)].pid, fd,
+                                             n_bytes, &comm->control_memory);
     SHOAL_TRY(agree_by_mpi(comm, status));
-    control_bind(comm);
+    comm_control_bind(comm);
     return SHOAL_OK;
 }
 
@@ -155,13 +156,13 @@ static int choose_spins(const struct comm *comm)
 static shoal_status start_threads(struct comm *comm, int *socket_fd)
 {
     if (comm->host_count > 1) {
-        SHOAL_TRY(links_create(comm, *socket_fd, &comm->links));
+        SHOAL_TRY(comm_links_create(comm, *socket_fd, &comm->links));
         *socket_fd = -1;
     }
     if (comm->size > 1 && (comm->host_count > 1 || comm->ring))
-        SHOAL_TRY(wire_create(comm, &comm->wire));
+        SHOAL_TRY(comm_wire_create(comm, &comm->wire));
     if (comm->size > 1)
-        SHOAL_TRY(watchdog_create(comm, &comm->watchdog));
+        SHOAL_TRY(comm_watchdog_create(comm, &comm->watchdog));
     return SHOAL_OK;
 }
 
@@ -170,16 +171,16 @@ static shoal_status connect_ranks(struct comm *comm, int ranks_per_host)
     uint16_t port = 0;
     int socket_fd = -1;
 
-    shoal_status status = links_socket(&socket_fd, &port);
+    shoal_status status = comm_links_socket(&socket_fd, &port);
     SHOAL_TRY_GOTO(agree_by_mpi(comm, status), err_close);
-    SHOAL_TRY_GOTO(topology_discover(comm, ranks_per_host, port), err_close);
+    SHOAL_TRY_GOTO(comm_topology_discover(comm, ranks_per_host, port), err_close);
     comm->token = ((uint64_t)getpid() << 32) ^ (uint64_t)(clock_wall() * 1e6);
     SHOAL_TRY_GOTO(
-        mpi_check(MPI_Bcast(&comm->token, (int)sizeof comm->token, MPI_BYTE, 0, comm->world),
-                  "share the run's token"),
+        comm_mpi_check(MPI_Bcast(&comm->token, (int)sizeof comm->token, MPI_BYTE, 0, comm->world),
+                       "share the run's token"),
         err_close);
     SHOAL_TRY_GOTO(open_control(comm), err_close);
-    witness_brief(&comm->witness, comm);
+    comm_witness_brief(&comm->witness, comm);
     comm->spins = choose_spins(comm);
     status = allocate(comm);
     SHOAL_TRY_GOTO(agree_by_mpi(comm, status), err_close);
@@ -194,15 +195,10 @@ err_close:
     return status;
 }
 
-static bool is_one_machine(const struct comm *comm)
-{
-    return comm->ranks == NULL || comm->ranks[comm->rank].node_ranks == comm->size;
-}
-
 static void release(struct comm *comm)
 {
-    memory_release(&comm->window);
-    memory_release(&comm->control_memory);
+    comm_memory_release(&comm->window);
+    comm_memory_release(&comm->control_memory);
     if (comm->staging != NULL)
         pages_free(comm->staging, comm->staging_bytes);
     free(comm->verdicts);
@@ -220,7 +216,7 @@ shoal_status comm_open(const struct comm_params *params, struct comm **comm_out)
         return fail(SHOAL_ERR_NOMEM, "comm_open: out of memory");
     SHOAL_TRY_GOTO(take_params(comm, params), err_release);
     SHOAL_TRY_GOTO(die_with_parent(), err_release);
-    witness_begin(&comm->witness, has_launcher());
+    comm_witness_begin(&comm->witness, has_launcher());
     SHOAL_TRY_GOTO(mpi_start(comm), err_witness);
     SHOAL_TRY_GOTO(connect_ranks(comm, params != NULL ? params->ranks_per_host : 0), err_threads);
     *comm_out = comm;
@@ -228,12 +224,12 @@ shoal_status comm_open(const struct comm_params *params, struct comm **comm_out)
 
 err_threads:
     atomic_store(&comm->is_closing, true);
-    watchdog_destroy(comm->watchdog);
-    wire_destroy(comm->wire);
-    links_destroy(comm->links);
-    end_finalize(status, is_one_machine(comm), FINALIZE_LIMIT_S);
+    comm_watchdog_destroy(comm->watchdog);
+    comm_wire_destroy(comm->wire);
+    comm_links_destroy(comm->links);
+    comm_end_finalize(comm, status, FINALIZE_LIMIT_S);
 err_witness:
-    witness_end(&comm->witness);
+    comm_witness_end(&comm->witness);
 err_release:
     release(comm);
     return status;
@@ -263,10 +259,10 @@ static bool wait_for_closing(const struct comm *comm, double limit_s)
 /* The last meeting of a good run. */
 static shoal_status close_together(struct comm *comm)
 {
-    call_enter(comm, CALL_CLOSE, 0);
-    SHOAL_TRY(call_meet(comm));
+    comm_call_enter(comm, CALL_CLOSE, 0);
+    SHOAL_TRY(comm_call_meet(comm));
     if (comm->host_count > 1)
-        return wire_run(comm, &(struct wire_job){.kind = WIRE_BARRIER});
+        return comm_wire_run(comm, &(struct wire_job){.kind = WIRE_BARRIER});
     return SHOAL_OK;
 }
 
@@ -279,7 +275,7 @@ void comm_close(struct comm *comm, shoal_status status)
     /* Before the last meeting: after it ranks leave, and nobody may take that for a death. */
     atomic_store(&comm->is_closing, true);
     if (status == SHOAL_OK) {
-        witness_dismiss(&comm->witness);
+        comm_witness_dismiss(&comm->witness);
         status = close_together(comm);
     }
     atomic_store(&comm->self->is_closing, 1);
@@ -287,13 +283,15 @@ void comm_close(struct comm *comm, shoal_status status)
         comm_fail(comm, status);
         all_are_here = wait_for_closing(comm, CLOSE_WAIT_S);
     }
-    witness_dismiss(&comm->witness);
-    watchdog_destroy(comm->watchdog);
-    if (!wire_destroy(comm->wire) || !all_are_here)
-        end_abort(status);
-    links_destroy(comm->links);
-    end_finalize(status, is_one_machine(comm), FINALIZE_LIMIT_S);
-    witness_end(&comm->witness);
+    comm_witness_dismiss(&comm->witness);
+    comm_watchdog_destroy(comm->watchdog);
+    if (!comm_wire_destroy(comm->wire) || !all_are_here) {
+        comm_board_tell(comm);
+        comm_end_abort(status);
+    }
+    comm_links_destroy(comm->links);
+    comm_end_finalize(comm, status, FINALIZE_LIMIT_S);
+    comm_witness_end(&comm->witness);
     release(comm);
 }
 
@@ -301,16 +299,16 @@ void comm_fail(struct comm *comm, shoal_status status)
 {
     char text[BOARD_TEXT_BYTES];
 
-    if (status == SHOAL_OK || board_is_set(comm))
+    if (status == SHOAL_OK || comm_board_is_set(comm))
         return;
     snprintf(text, sizeof text, "rank %d (%s): %s", comm->rank, comm->ranks[comm->rank].host_name,
              shoal_last_error());
-    board_post(comm, status, comm->rank, text);
+    comm_board_post(comm, status, comm->rank, text);
 }
 
 void comm_note(struct comm *comm, int64_t step, const char *what)
 {
-    note_write(&comm->self->note, step, what);
+    comm_note_write(&comm->self->note, step, what);
     atomic_fetch_add_explicit(&comm->self->progress, 1, memory_order_relaxed);
 }
 
@@ -359,6 +357,11 @@ int comm_node_rank(const struct comm *comm)
 const char *comm_library(const struct comm *comm)
 {
     return comm->library;
+}
+
+size_t comm_staging_bytes(const struct comm *comm)
+{
+    return comm->staging_bytes;
 }
 
 struct comm_ledger comm_ledger_read(const struct comm *comm)

@@ -51,7 +51,8 @@ shoal_status comm_open(const struct comm_params *params, struct comm **comm_out)
 /*
  * End the run.  With SHOAL_OK: barrier with a deadline, bounded MPI_Finalize.  With
  * an error: all ranks learn it (as by comm_fail) and the call returns in bounded time without
- * waiting for silent peers.  Frees the window.  Collective.
+ * waiting for silent peers; where it must end the process instead, it prints the failure first.
+ * Frees the window.  Collective.
  */
 void comm_close(struct comm *comm, shoal_status status);
 
@@ -73,6 +74,12 @@ const char *comm_library(const struct comm *comm); /* "MPICH 4.0.2" */
 shoal_status comm_window_create(struct comm *comm, size_t own_bytes, size_t shared_bytes);
 void *comm_window_own(const struct comm *comm);
 void *comm_window_shared(const struct comm *comm);
+
+/*
+ * Private memory of this rank for pieces on their way between hosts, allocated by comm_open and
+ * thus in no plan; 0 with one host.
+ */
+size_t comm_staging_bytes(const struct comm *comm);
 
 /* Bytes of the host's window that are really backed by memory now (fstat of the memfd). */
 uint64_t comm_window_resident_bytes(const struct comm *comm);

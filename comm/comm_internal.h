@@ -66,8 +66,8 @@ static inline double patience_spent(struct patience *patience)
 /* ---- futex; `shared` words are met by several processes ---- */
 
 /* Sleep while *word == value, at most timeout_s; may return early. */
-void futex_wait(_Atomic uint32_t *word, uint32_t value, double timeout_s, bool shared);
-void futex_wake_all(_Atomic uint32_t *word, bool shared);
+void comm_futex_wait(_Atomic uint32_t *word, uint32_t value, double timeout_s, bool shared);
+void comm_futex_wake_all(_Atomic uint32_t *word, bool shared);
 
 static inline void cpu_pause(void)
 {
@@ -85,10 +85,10 @@ struct shared_memory {
 };
 
 /* Local rank 0 makes the memory; the others attach by its pid and descriptor. */
-shoal_status memory_make(const char *name, size_t n_bytes, struct shared_memory *memory_out);
-shoal_status memory_attach(const char *name, pid_t pid, int fd, size_t n_bytes,
-                           struct shared_memory *memory_out);
-void memory_release(struct shared_memory *memory);
+shoal_status comm_memory_make(const char *name, size_t n_bytes, struct shared_memory *memory_out);
+shoal_status comm_memory_attach(const char *name, pid_t pid, int fd, size_t n_bytes,
+                                struct shared_memory *memory_out);
+void comm_memory_release(struct shared_memory *memory);
 
 /* ---- control area ---- */
 
@@ -107,8 +107,8 @@ struct note_cell {
     struct note notes[2];
 };
 
-void note_write(struct note_cell *cell, int64_t step, const char *what);
-struct note note_read(const struct note_cell *cell);
+void comm_note_write(struct note_cell *cell, int64_t step, const char *what);
+struct note comm_note_read(const struct note_cell *cell);
 
 enum call_kind {
     CALL_NONE,
@@ -155,7 +155,8 @@ enum board_state { BOARD_EMPTY, BOARD_WRITING, BOARD_SET };
 struct board {
     _Atomic uint32_t state;
     int32_t status, rank;
-    bool is_death; /* of a rank: the witness tells it */
+    bool is_death;            /* of a rank: the witness tells it */
+    _Atomic uint32_t is_told; /* a line about it has been printed on this host */
     char text[BOARD_TEXT_BYTES];
 };
 
@@ -248,6 +249,11 @@ static inline bool is_leader(const struct comm *comm)
     return comm->local_rank == 0;
 }
 
+static inline bool is_one_machine(const struct comm *comm)
+{
+    return comm->ranks == NULL || comm->ranks[comm->rank].node_ranks == comm->size;
+}
+
 static inline int leader_of(const struct comm *comm, int host)
 {
     return host * comm->local_size;
@@ -270,41 +276,53 @@ static inline char *window_own(const struct comm *comm, int local_rank)
 /* ---- topology.c ---- */
 
 /* Fill rank, size, ranks, local and host numbers and the communicators.  Collective, uses MPI. */
-shoal_status topology_discover(struct comm *comm, int ranks_per_host, uint16_t port);
-shoal_status mpi_check(int error, const char *what);
+shoal_status comm_topology_discover(struct comm *comm, int ranks_per_host, uint16_t port);
+shoal_status comm_mpi_check(int error, const char *what);
 
 /* ---- control.c ---- */
 
-/* Bytes of the control area for these sizes; control_bind points the comm into it. */
-size_t control_bytes(int local_size, int host_count);
-void control_bind(struct comm *comm);
+/* Bytes of the control area for these sizes; comm_control_bind points the comm into it. */
+size_t comm_control_bytes(int local_size, int host_count);
+void comm_control_bind(struct comm *comm);
 
 /*
  * Enter a collective call: number it and show it to the peers; then the caller may
- * fill its slot, and call_meet waits for the ranks of the host and compares.
+ * fill its slot, and comm_call_meet waits for the ranks of the host and compares.
  */
-void call_enter(struct comm *comm, enum call_kind kind, size_t n);
-shoal_status call_meet(struct comm *comm);
-shoal_status local_barrier(struct comm *comm);
+void comm_call_enter(struct comm *comm, enum call_kind kind, size_t n);
+shoal_status comm_call_meet(struct comm *comm);
+shoal_status comm_local_barrier(struct comm *comm);
 
-/* Record a failure for everyone; the first one wins and gets true.  Wakes the waiting ranks. */
-bool board_post(struct comm *comm, shoal_status status, int rank, const char *text);
-bool board_is_set(const struct comm *comm);
-void board_post_death(struct comm *comm, int rank, const char *text);
+/*
+ * Record a failure for everyone; the first one wins and gets true.  Wakes the waiting ranks.  With
+ * several machines it is told at once: the launcher may kill the others before they learn of it.
+ */
+bool comm_board_post(struct comm *comm, shoal_status status, int rank, const char *text);
+
+/* The same for a failure that another host has posted. */
+void comm_board_adopt(struct comm *comm, shoal_status status, int rank, const char *text);
+bool comm_board_is_set(const struct comm *comm);
+void comm_board_post_death(struct comm *comm, int rank, const char *text);
+
+/*
+ * Print the failure, unless another rank of this host has: for those who end the process or know
+ * of a rank that can print nothing, so that main's own line may never come.
+ */
+void comm_board_tell(struct comm *comm);
 
 /* SHOAL_OK, or the failure on the board as the thread's own. */
-shoal_status board_check(const struct comm *comm);
+shoal_status comm_board_check(const struct comm *comm);
 
 /* Sum of the notes and calls of every rank that this one can see. */
-uint64_t progress_of_all(const struct comm *comm);
+uint64_t comm_progress_of_all(const struct comm *comm);
 
 /* "rank 3 (pid 4711, node1)" and "step 5, forward block.2, collective call 17". */
-void describe_rank(const struct comm *comm, int rank, char *out, size_t n_bytes);
-void describe_place(const struct note *note, uint64_t calls, char *out, size_t n_bytes);
+void comm_describe_rank(const struct comm *comm, int rank, char *out, size_t n_bytes);
+void comm_describe_place(const struct note *note, uint64_t calls, char *out, size_t n_bytes);
 
 /* The call this rank is in, e.g. "all-gather of 4096 elements (call 17)". */
-void describe_call(const struct call *call, char *out, size_t n_bytes);
-struct call call_now(const struct comm *comm);
+void comm_describe_call(const struct call *call, char *out, size_t n_bytes);
+struct call comm_call_now(const struct comm *comm);
 
 /* ---- wire.c ---- */
 
@@ -325,58 +343,58 @@ struct wire_job {
     int root;
 };
 
-shoal_status wire_create(struct comm *comm, struct wire **wire_out);
+shoal_status comm_wire_create(struct comm *comm, struct wire **wire_out);
 
 /* Stop the thread; true if no operation was left unfinished. */
-bool wire_destroy(struct wire *wire);
+bool comm_wire_destroy(struct wire *wire);
 
 /* Hand a job over; at most WIRE_JOBS may be unfinished.  All ranks post the same jobs in order. */
-uint32_t wire_post(struct wire *wire, const struct wire_job *job);
+uint32_t comm_wire_post(struct wire *wire, const struct wire_job *job);
 
 /* Wait until the job of this ticket is done; ends early as every wait does. */
-shoal_status wire_wait(struct comm *comm, uint32_t ticket);
-shoal_status wire_run(struct comm *comm, const struct wire_job *job);
+shoal_status comm_wire_wait(struct comm *comm, uint32_t ticket);
+shoal_status comm_wire_run(struct comm *comm, const struct wire_job *job);
 
 /* ---- links.c ---- */
 
 /* An unconnected datagram socket on a free port (network byte order). */
-shoal_status links_socket(int *fd_out, uint16_t *port_out);
-int links_addresses(struct host_address *out, int max);
+shoal_status comm_links_socket(int *fd_out, uint16_t *port_out);
+int comm_links_addresses(struct host_address *out, int max);
 
-/* Takes over the descriptor. */
-shoal_status links_create(struct comm *comm, int fd, struct links **links_out);
-void links_destroy(struct links *links);
-int links_descriptor(const struct links *links);
+/* Takes over the descriptor if it succeeds. */
+shoal_status comm_links_create(struct comm *comm, int fd, struct links **links_out);
+void comm_links_destroy(struct links *links);
+int comm_links_descriptor(const struct links *links);
 
 /* Tell the leaders of all other hosts where this host stands, and the board if it is set. */
-void links_send(struct comm *comm);
+void comm_links_send(struct comm *comm);
 
 /* Take in what has arrived; the leader's watchdog only. */
-void links_receive(struct comm *comm);
+void comm_links_receive(struct comm *comm);
 
 /* Name the first host that was heard before and is silent for `timeout_s` now: -1 if none. */
-int links_silent_host(struct comm *comm, double timeout_s);
+int comm_links_silent_host(struct comm *comm, double timeout_s);
 
 /* ---- watchdog.c ---- */
 
-shoal_status watchdog_create(struct comm *comm, struct watchdog **watchdog_out);
-void watchdog_destroy(struct watchdog *watchdog);
+shoal_status comm_watchdog_create(struct comm *comm, struct watchdog **watchdog_out);
+void comm_watchdog_destroy(struct watchdog *watchdog);
 
 /* ---- witness.c ---- */
 
 /* Before MPI starts.  Without a witness (fd -1) deaths are found by the watchdog alone. */
-void witness_begin(struct witness *witness, bool is_wanted);
-void witness_end(struct witness *witness);
+void comm_witness_begin(struct witness *witness, bool is_wanted);
+void comm_witness_end(struct witness *witness);
 
 /* Tell it whom to watch; a rank that is not the first of its machine dismisses it instead. */
-void witness_brief(struct witness *witness, const struct comm *comm);
-void witness_dismiss(struct witness *witness);
+void comm_witness_brief(struct witness *witness, const struct comm *comm);
+void comm_witness_dismiss(struct witness *witness);
 
 /*
  * Let `epoll` report `about` when this rank dies: by its life pipe, whose end closes before the
  * launcher can see anything, or else by a pidfd.  The two descriptors, or -1, go to fds_out.
  */
-void watch_life(int epoll, pid_t pid, int life_fd, int about, int fds_out[2]);
+void comm_watch_life(int epoll, pid_t pid, int life_fd, int about, int fds_out[2]);
 
 /* ---- end.c ---- */
 
@@ -384,13 +402,14 @@ void watch_life(int epoll, pid_t pid, int life_fd, int about, int fds_out[2]);
  * MPI_Finalize, or what stands for it between machines.  If it takes longer than limit_s the
  * process ends with the status's exit code.
  */
-void end_finalize(shoal_status status, bool is_one_machine, double limit_s);
+void comm_end_finalize(struct comm *comm, shoal_status status, double limit_s);
 
 /* End all processes of the run at once with this status's exit code; does not return. */
-_Noreturn void end_abort(shoal_status status);
+_Noreturn void comm_end_abort(shoal_status status);
 
 /* Start a thread that takes no signals: handlers run in the program's own threads. */
-shoal_status thread_start(const char *name, pthread_t *thread_out, void *(*fn)(void *), void *arg);
+shoal_status comm_thread_start(const char *name, pthread_t *thread_out, void *(*fn)(void *),
+                               void *arg);
 
 /* ---- tree sums ---- */
 
@@ -402,7 +421,7 @@ typedef void tree_sum_fn(const float *const *in, int count, size_t begin, size_t
 tree_sum_fn comm_tree_sum_scalar, comm_tree_sum_avx2, comm_tree_sum_avx512;
 
 /* The same for i < n, over the threads of the comm's pool. */
-void tree_sum(struct comm *comm, const float *const *in, int count, size_t n, float *out);
+void comm_tree_sum(struct comm *comm, const float *const *in, int count, size_t n, float *out);
 
 /* memcpy over the threads of the comm's pool. */
-void parallel_copy(struct comm *comm, void *to, const void *from, size_t n_bytes);
+void comm_parallel_copy(struct comm *comm, void *to, const void *from, size_t n_bytes);

@@ -1,4 +1,5 @@
 #include "comm/comm_internal.h"
+#include "runtime/base/log.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -11,13 +12,13 @@
 /* A sleeping waiter looks around this often, should a wake-up be lost with its sender. */
 #define WAIT_SLICE_S 0.05
 
-size_t control_bytes(int local_size, int host_count)
+size_t comm_control_bytes(int local_size, int host_count)
 {
     return sizeof(struct control) + (size_t)local_size * sizeof(struct control_rank) +
            (size_t)host_count * sizeof(struct control_host) + (size_t)local_size * 2 * SLOT_BYTES;
 }
 
-void control_bind(struct comm *comm)
+void comm_control_bind(struct comm *comm)
 {
     char *base = comm->control_memory.base;
 
@@ -33,7 +34,7 @@ void control_bind(struct comm *comm)
 
 /* ---- notes and descriptions ---- */
 
-void note_write(struct note_cell *cell, int64_t step, const char *what)
+void comm_note_write(struct note_cell *cell, int64_t step, const char *what)
 {
     uint32_t next = 1 - atomic_load_explicit(&cell->current, memory_order_relaxed);
     struct note *note = &cell->notes[next];
@@ -43,7 +44,7 @@ void note_write(struct note_cell *cell, int64_t step, const char *what)
     atomic_store_explicit(&cell->current, next, memory_order_release);
 }
 
-struct note note_read(const struct note_cell *cell)
+struct note comm_note_read(const struct note_cell *cell)
 {
     uint32_t current = atomic_load_explicit(&cell->current, memory_order_acquire);
     struct note note = cell->notes[current & 1];
@@ -52,19 +53,19 @@ struct note note_read(const struct note_cell *cell)
     return note;
 }
 
-void describe_rank(const struct comm *comm, int rank, char *out, size_t n_bytes)
+void comm_describe_rank(const struct comm *comm, int rank, char *out, size_t n_bytes)
 {
     snprintf(out, n_bytes, "rank %d (pid %d, %s)", rank, (int)comm->ranks[rank].pid,
              comm->ranks[rank].host_name);
 }
 
-void describe_place(const struct note *note, uint64_t calls, char *out, size_t n_bytes)
+void comm_describe_place(const struct note *note, uint64_t calls, char *out, size_t n_bytes)
 {
     snprintf(out, n_bytes, "step %lld, %s, collective call %llu", (long long)note->step,
              note->what[0] != '\0' ? note->what : "no note yet", (unsigned long long)calls);
 }
 
-void describe_call(const struct call *call, char *out, size_t n_bytes)
+void comm_describe_call(const struct call *call, char *out, size_t n_bytes)
 {
     static const char *const names[] = {
         [CALL_NONE] = "no call",
@@ -83,12 +84,12 @@ void describe_call(const struct call *call, char *out, size_t n_bytes)
              (unsigned long long)call->number, (unsigned long long)call->n);
 }
 
-struct call call_now(const struct comm *comm)
+struct call comm_call_now(const struct comm *comm)
 {
     return comm->self->call[atomic_load_explicit(&comm->self->calls, memory_order_relaxed) & 1];
 }
 
-uint64_t progress_of_all(const struct comm *comm)
+uint64_t comm_progress_of_all(const struct comm *comm)
 {
     uint64_t sum = 0;
 
@@ -113,37 +114,55 @@ static bool post(struct comm *comm, shoal_status status, int rank, bool is_death
     board->is_death = is_death;
     snprintf(board->text, sizeof board->text, "%s", text);
     atomic_store_explicit(&board->state, BOARD_SET, memory_order_release);
-    futex_wake_all(&comm->control->generation, true);
+    comm_futex_wake_all(&comm->control->generation, true);
     if (comm->links != NULL)
-        links_send(comm);
+        comm_links_send(comm);
     return true;
 }
 
-bool board_post(struct comm *comm, shoal_status status, int rank, const char *text)
+bool comm_board_post(struct comm *comm, shoal_status status, int rank, const char *text)
 {
-    return post(comm, status, rank, false, text);
+    bool is_first = post(comm, status, rank, false, text);
+
+    if (is_first && !is_one_machine(comm))
+        comm_board_tell(comm);
+    return is_first;
 }
 
-void board_post_death(struct comm *comm, int rank, const char *text)
+void comm_board_adopt(struct comm *comm, shoal_status status, int rank, const char *text)
+{
+    if (post(comm, status, rank, false, text) && !is_one_machine(comm))
+        atomic_store(&comm->control->board.is_told, 1);
+}
+
+void comm_board_post_death(struct comm *comm, int rank, const char *text)
 {
     post(comm, SHOAL_ERR_UNAVAILABLE, rank, true, text);
 }
 
-bool board_is_set(const struct comm *comm)
+void comm_board_tell(struct comm *comm)
+{
+    struct board *board = &comm->control->board;
+
+    if (comm_board_is_set(comm) && !board->is_death && atomic_exchange(&board->is_told, 1) == 0)
+        log_rank_line("failed", "%s", board->text);
+}
+
+bool comm_board_is_set(const struct comm *comm)
 {
     return atomic_load_explicit(&comm->control->board.state, memory_order_acquire) == BOARD_SET;
 }
 
-shoal_status board_check(const struct comm *comm)
+shoal_status comm_board_check(const struct comm *comm)
 {
-    if (!board_is_set(comm))
+    if (!comm_board_is_set(comm))
         return SHOAL_OK;
     return fail_adopt((shoal_status)comm->control->board.status, comm->control->board.text);
 }
 
 /* ---- calls ---- */
 
-void call_enter(struct comm *comm, enum call_kind kind, size_t n)
+void comm_call_enter(struct comm *comm, enum call_kind kind, size_t n)
 {
     struct control_rank *self = comm->self;
     uint64_t number = atomic_load_explicit(&self->calls, memory_order_relaxed) + 1;
@@ -156,26 +175,26 @@ void call_enter(struct comm *comm, enum call_kind kind, size_t n)
 static shoal_status report_mismatch(struct comm *comm, int local_rank, const struct call *theirs)
 {
     char rank[128], own[128], other[128], text[BOARD_TEXT_BYTES];
-    struct call call = call_now(comm);
+    struct call call = comm_call_now(comm);
     int peer = comm->rank - comm->local_rank + local_rank;
 
-    describe_rank(comm, peer, rank, sizeof rank);
-    describe_call(&call, own, sizeof own);
-    describe_call(theirs, other, sizeof other);
+    comm_describe_rank(comm, peer, rank, sizeof rank);
+    comm_describe_call(&call, own, sizeof own);
+    comm_describe_call(theirs, other, sizeof other);
     snprintf(text, sizeof text,
              "collective calls differ: rank %d entered %s, %s entered %s\n"
              "a rank skipped a call or took another branch",
              comm->rank, own, rank, other);
-    board_post(comm, SHOAL_ERR_INTERNAL, comm->rank, text);
-    SHOAL_TRY(board_check(comm));
+    comm_board_post(comm, SHOAL_ERR_INTERNAL, comm->rank, text);
+    SHOAL_TRY(comm_board_check(comm));
     return fail_adopt(SHOAL_ERR_INTERNAL, text);
 }
 
-shoal_status call_meet(struct comm *comm)
+shoal_status comm_call_meet(struct comm *comm)
 {
-    struct call own = call_now(comm);
+    struct call own = comm_call_now(comm);
 
-    SHOAL_TRY(local_barrier(comm));
+    SHOAL_TRY(comm_local_barrier(comm));
     for (int l = 0; l < comm->local_size; l++) {
         struct call other = comm->control_ranks[l].call[own.number & 1];
 
@@ -208,15 +227,15 @@ static shoal_status report_missing(struct comm *comm)
     char ranks[256] = "", places[512] = "", name[128], place[192], call_text[128];
     char text[BOARD_TEXT_BYTES];
     size_t n_ranks = 0, n_places = 0;
-    struct call call = call_now(comm);
+    struct call call = comm_call_now(comm);
 
     for (int l = 0; l < comm->local_size; l++) {
         if (!is_missing(comm, l))
             continue;
-        struct note note = note_read(&comm->control_ranks[l].note);
+        struct note note = comm_note_read(&comm->control_ranks[l].note);
 
-        describe_rank(comm, comm->rank - comm->local_rank + l, name, sizeof name);
-        describe_place(&note, atomic_load(&comm->control_ranks[l].calls), place, sizeof place);
+        comm_describe_rank(comm, comm->rank - comm->local_rank + l, name, sizeof name);
+        comm_describe_place(&note, atomic_load(&comm->control_ranks[l].calls), place, sizeof place);
         if (n_ranks < sizeof ranks)
             n_ranks += (size_t)snprintf(ranks + n_ranks, sizeof ranks - n_ranks, "%s%s",
                                         n_ranks == 0 ? "" : ", ", name);
@@ -225,11 +244,11 @@ static shoal_status report_missing(struct comm *comm)
                                          "%srank %d was last at %s", n_places == 0 ? "" : "; ",
                                          comm->rank - comm->local_rank + l, place);
     }
-    describe_call(&call, call_text, sizeof call_text);
+    comm_describe_call(&call, call_text, sizeof call_text);
     snprintf(text, sizeof text, "%s did not arrive at %s within %.1f s\n%s", ranks, call_text,
              wait_limit_s(comm), places);
-    board_post(comm, SHOAL_ERR_UNAVAILABLE, comm->rank, text);
-    SHOAL_TRY(board_check(comm));
+    comm_board_post(comm, SHOAL_ERR_UNAVAILABLE, comm->rank, text);
+    SHOAL_TRY(comm_board_check(comm));
     return fail_adopt(SHOAL_ERR_UNAVAILABLE, text);
 }
 
@@ -246,11 +265,11 @@ static shoal_status barrier_wait(struct comm *comm, uint32_t generation)
     }
     patience_start(&patience);
     for (;;) {
-        futex_wait(&control->generation, generation, WAIT_SLICE_S, true);
+        comm_futex_wait(&control->generation, generation, WAIT_SLICE_S, true);
         if (atomic_load_explicit(&control->generation, memory_order_acquire) != generation)
             return SHOAL_OK;
-        SHOAL_TRY(board_check(comm));
-        uint64_t now = progress_of_all(comm);
+        SHOAL_TRY(comm_board_check(comm));
+        uint64_t now = comm_progress_of_all(comm);
         if (now != progress || is_waiting_remote(comm))
             patience_start(&patience);
         progress = now;
@@ -259,18 +278,18 @@ static shoal_status barrier_wait(struct comm *comm, uint32_t generation)
     }
 }
 
-shoal_status local_barrier(struct comm *comm)
+shoal_status comm_local_barrier(struct comm *comm)
 {
     struct control *control = comm->control;
     uint32_t generation = atomic_load_explicit(&control->generation, memory_order_relaxed);
 
-    SHOAL_TRY(board_check(comm));
+    SHOAL_TRY(comm_board_check(comm));
     atomic_fetch_add(&comm->self->arrivals, 1);
     uint32_t arrived = atomic_fetch_add(&control->arrived, 1) + 1;
     if (arrived == (generation + 1) * (uint32_t)comm->local_size) {
         atomic_store_explicit(&control->generation, generation + 1, memory_order_release);
         if (comm->local_size > 1)
-            futex_wake_all(&control->generation, true);
+            comm_futex_wake_all(&control->generation, true);
         return SHOAL_OK;
     }
     atomic_store_explicit(&comm->self->waiting, WAITING_LOCAL, memory_order_relaxed);

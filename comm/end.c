@@ -36,7 +36,7 @@ static void arm_alarm(int exit_code, unsigned seconds)
     alarm(seconds);
 }
 
-_Noreturn void end_abort(shoal_status status)
+_Noreturn void comm_end_abort(shoal_status status)
 {
     int exit_code = shoal_exit_code(status);
 
@@ -70,6 +70,7 @@ static bool say_goodbye(double limit_s)
 }
 
 struct guard {
+    struct comm *comm;
     pthread_t thread;
     _Atomic uint32_t is_done;
     shoal_status status;
@@ -83,30 +84,34 @@ static void *guard_main(void *arg)
 
     patience_start(&patience);
     while (atomic_load(&guard->is_done) == 0) {
-        futex_wait(&guard->is_done, 0, 0.1, false);
-        if (patience_spent(&patience) > guard->limit_s && atomic_load(&guard->is_done) == 0)
+        comm_futex_wait(&guard->is_done, 0, 0.1, false);
+        if (patience_spent(&patience) > guard->limit_s && atomic_load(&guard->is_done) == 0) {
+            if (guard->comm->control != NULL)
+                comm_board_tell(guard->comm);
             _exit(shoal_exit_code(guard->status)); /* MPI_Abort no longer works in there */
+        }
     }
     return NULL;
 }
 
-void end_finalize(shoal_status status, bool is_one_machine, double limit_s)
+void comm_end_finalize(struct comm *comm, shoal_status status, double limit_s)
 {
-    if (!is_one_machine && say_goodbye(limit_s))
+    if (!is_one_machine(comm) && say_goodbye(limit_s))
         return;
 
-    struct guard guard = {.status = status, .limit_s = limit_s};
-    shoal_status started = thread_start("shoal-end", &guard.thread, guard_main, &guard);
+    struct guard guard = {.comm = comm, .status = status, .limit_s = limit_s};
+    shoal_status started = comm_thread_start("shoal-end", &guard.thread, guard_main, &guard);
 
     MPI_Finalize();
     if (started != SHOAL_OK)
         return;
     atomic_store(&guard.is_done, 1);
-    futex_wake_all(&guard.is_done, false);
+    comm_futex_wake_all(&guard.is_done, false);
     pthread_join(guard.thread, NULL);
 }
 
-shoal_status thread_start(const char *name, pthread_t *thread_out, void *(*fn)(void *), void *arg)
+shoal_status comm_thread_start(const char *name, pthread_t *thread_out, void *(*fn)(void *),
+                               void *arg)
 {
     sigset_t all, before;
 

@@ -45,7 +45,7 @@ struct links {
     } * states; /* [host_count], the leader's watchdog only */
 };
 
-shoal_status links_socket(int *fd_out, uint16_t *port_out)
+shoal_status comm_links_socket(int *fd_out, uint16_t *port_out)
 {
     struct sockaddr_in address = {.sin_family = AF_INET};
     socklen_t n = sizeof address;
@@ -65,7 +65,7 @@ shoal_status links_socket(int *fd_out, uint16_t *port_out)
     return SHOAL_OK;
 }
 
-int links_addresses(struct host_address *out, int max)
+int comm_links_addresses(struct host_address *out, int max)
 {
     struct ifaddrs *list;
     int n = 0;
@@ -102,7 +102,7 @@ static uint32_t choose_address(const struct rank_entry *self, const struct rank_
     return peer->n_addresses > 0 ? peer->addresses[0].address : 0;
 }
 
-shoal_status links_create(struct comm *comm, int fd, struct links **links_out)
+shoal_status comm_links_create(struct comm *comm, int fd, struct links **links_out)
 {
     struct links *links = calloc(1, sizeof *links);
     size_t n = (size_t)comm->host_count;
@@ -113,7 +113,9 @@ shoal_status links_create(struct comm *comm, int fd, struct links **links_out)
         links->states = calloc(n, sizeof *links->states);
     }
     if (links == NULL || links->peers == NULL || links->states == NULL) {
-        links_destroy(links);
+        if (links != NULL)
+            links->fd = -1; /* stays the caller's */
+        comm_links_destroy(links);
         return fail(SHOAL_ERR_NOMEM, "links to %d hosts: out of memory", comm->host_count);
     }
     for (int h = 0; h < comm->host_count; h++) {
@@ -129,7 +131,7 @@ shoal_status links_create(struct comm *comm, int fd, struct links **links_out)
     return SHOAL_OK;
 }
 
-void links_destroy(struct links *links)
+void comm_links_destroy(struct links *links)
 {
     if (links == NULL)
         return;
@@ -140,7 +142,7 @@ void links_destroy(struct links *links)
     free(links);
 }
 
-int links_descriptor(const struct links *links)
+int comm_links_descriptor(const struct links *links)
 {
     return links->fd;
 }
@@ -161,15 +163,15 @@ static void fill_beat(const struct comm *comm, struct beat *beat)
     }
     beat->slowest_calls = slowest;
     beat->slowest_rank = leader_of(comm, comm->host) + slowest_local;
-    beat->note = note_read(&comm->control_ranks[slowest_local].note);
-    if (board_is_set(comm)) {
+    beat->note = comm_note_read(&comm->control_ranks[slowest_local].note);
+    if (comm_board_is_set(comm)) {
         beat->failure_status = comm->control->board.status;
         beat->failure_rank = comm->control->board.rank;
         memcpy(beat->text, comm->control->board.text, sizeof beat->text);
     }
 }
 
-void links_send(struct comm *comm)
+void comm_links_send(struct comm *comm)
 {
     struct links *links = comm->links;
     struct beat beat = {.magic = BEAT_MAGIC,
@@ -200,7 +202,7 @@ static void take_in(struct comm *comm, struct beat *beat)
 
     if (beat->failure_status != SHOAL_OK) {
         beat->text[BOARD_TEXT_BYTES - 1] = '\0';
-        board_post(comm, (shoal_status)beat->failure_status, beat->failure_rank, beat->text);
+        comm_board_adopt(comm, (shoal_status)beat->failure_status, beat->failure_rank, beat->text);
     }
     if (beat->number <= state->number)
         return; /* late or from a rank that does not lead */
@@ -208,13 +210,13 @@ static void take_in(struct comm *comm, struct beat *beat)
     state->is_heard = true;
     patience_start(&state->silence);
     beat->note.what[NOTE_BYTES - 1] = '\0';
-    note_write(&host->note, beat->note.step, beat->note.what);
+    comm_note_write(&host->note, beat->note.step, beat->note.what);
     atomic_store(&host->slowest_rank, beat->slowest_rank);
     atomic_store(&host->slowest_calls, beat->slowest_calls);
     atomic_store(&host->progress, beat->progress);
 }
 
-void links_receive(struct comm *comm)
+void comm_links_receive(struct comm *comm)
 {
     struct beat beat;
     ssize_t n;
@@ -224,7 +226,7 @@ void links_receive(struct comm *comm)
             take_in(comm, &beat);
 }
 
-int links_silent_host(struct comm *comm, double timeout_s)
+int comm_links_silent_host(struct comm *comm, double timeout_s)
 {
     int silent = -1;
 

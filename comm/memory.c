@@ -30,7 +30,7 @@ static shoal_status map(const char *name, int fd, size_t n_bytes, struct shared_
     return SHOAL_OK;
 }
 
-shoal_status memory_make(const char *name, size_t n_bytes, struct shared_memory *memory_out)
+shoal_status comm_memory_make(const char *name, size_t n_bytes, struct shared_memory *memory_out)
 {
     shoal_status status;
     int fd = memfd_create(name, MFD_CLOEXEC);
@@ -50,8 +50,8 @@ err_close:
     return status;
 }
 
-shoal_status memory_attach(const char *name, pid_t pid, int fd, size_t n_bytes,
-                           struct shared_memory *memory_out)
+shoal_status comm_memory_attach(const char *name, pid_t pid, int fd, size_t n_bytes,
+                                struct shared_memory *memory_out)
 {
     shoal_status status;
     char path[64];
@@ -73,7 +73,7 @@ err_close:
     return status;
 }
 
-void memory_release(struct shared_memory *memory)
+void comm_memory_release(struct shared_memory *memory)
 {
     if (memory->base == NULL)
         return;
@@ -82,7 +82,7 @@ void memory_release(struct shared_memory *memory)
     *memory = (struct shared_memory){.fd = -1};
 }
 
-void futex_wait(_Atomic uint32_t *word, uint32_t value, double timeout_s, bool shared)
+void comm_futex_wait(_Atomic uint32_t *word, uint32_t value, double timeout_s, bool shared)
 {
     struct timespec timeout = {.tv_sec = (time_t)timeout_s};
 
@@ -90,7 +90,7 @@ void futex_wait(_Atomic uint32_t *word, uint32_t value, double timeout_s, bool s
     syscall(SYS_futex, word, shared ? FUTEX_WAIT : FUTEX_WAIT_PRIVATE, value, &timeout, NULL, 0);
 }
 
-void futex_wake_all(_Atomic uint32_t *word, bool shared)
+void comm_futex_wake_all(_Atomic uint32_t *word, bool shared)
 {
     syscall(SYS_futex, word, shared ? FUTEX_WAKE : FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }

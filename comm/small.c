@@ -26,9 +26,9 @@ shoal_status comm_all_reduce_i64(struct comm *comm, int64_t *values, size_t n)
     if (n > MAX_REDUCE_ELEMENTS)
         return fail(SHOAL_ERR_INTERNAL, "all-reduce of %zu int64: at most %d", n,
                     MAX_REDUCE_ELEMENTS);
-    call_enter(comm, CALL_ALL_REDUCE, n);
+    comm_call_enter(comm, CALL_ALL_REDUCE, n);
     memcpy(slot_of(comm, comm->local_rank), values, n * sizeof *values);
-    SHOAL_TRY(call_meet(comm));
+    SHOAL_TRY(comm_call_meet(comm));
     for (int l = 0; l < comm->local_size; l++) {
         const int64_t *slot = (const int64_t *)(const void *)slot_of(comm, l);
 
@@ -38,8 +38,8 @@ shoal_status comm_all_reduce_i64(struct comm *comm, int64_t *values, size_t n)
             values[i] = (int64_t)((uint64_t)values[i] + (uint64_t)slot[i]);
     }
     if (comm->host_count > 1)
-        SHOAL_TRY(
-            wire_run(comm, &(struct wire_job){.kind = WIRE_ALL_REDUCE, .receive = values, .n = n}));
+        SHOAL_TRY(comm_wire_run(
+            comm, &(struct wire_job){.kind = WIRE_ALL_REDUCE, .receive = values, .n = n}));
     count_small(comm, begin);
     return SHOAL_OK;
 }
@@ -50,9 +50,9 @@ static shoal_status gather_piece(struct comm *comm, const char *in, size_t n_byt
 {
     size_t local_size = (size_t)comm->local_size;
 
-    call_enter(comm, CALL_GATHER_BYTES, n_bytes);
+    comm_call_enter(comm, CALL_GATHER_BYTES, n_bytes);
     memcpy(slot_of(comm, comm->local_rank), in, n_bytes);
-    SHOAL_TRY(call_meet(comm));
+    SHOAL_TRY(comm_call_meet(comm));
     if (comm->host_count == 1) {
         for (size_t l = 0; l < local_size; l++)
             memcpy(out + l * stride, slot_of(comm, (int)l), n_bytes);
@@ -63,10 +63,10 @@ static shoal_status gather_piece(struct comm *comm, const char *in, size_t n_byt
 
     for (size_t l = 0; l < local_size; l++)
         memcpy(send + l * n_bytes, slot_of(comm, (int)l), n_bytes);
-    SHOAL_TRY(wire_run(comm, &(struct wire_job){.kind = WIRE_ALL_GATHER,
-                                                .send = send,
-                                                .receive = receive,
-                                                .n = local_size * n_bytes}));
+    SHOAL_TRY(comm_wire_run(comm, &(struct wire_job){.kind = WIRE_ALL_GATHER,
+                                                     .send = send,
+                                                     .receive = receive,
+                                                     .n = local_size * n_bytes}));
     for (size_t r = 0; r < (size_t)comm->size; r++)
         memcpy(out + r * stride, receive + r * n_bytes, n_bytes);
     return SHOAL_OK;
@@ -91,17 +91,17 @@ static shoal_status broadcast_piece(struct comm *comm, int root, char *data, siz
 {
     int root_host = root / comm->local_size, root_local = root % comm->local_size;
 
-    call_enter(comm, CALL_BROADCAST, n_bytes);
+    comm_call_enter(comm, CALL_BROADCAST, n_bytes);
     if (comm->rank == root)
         memcpy(slot_of(comm, comm->local_rank), data, n_bytes);
-    SHOAL_TRY(call_meet(comm));
+    SHOAL_TRY(comm_call_meet(comm));
     if (comm->host == root_host && comm->rank != root)
         memcpy(data, slot_of(comm, root_local), n_bytes);
     if (comm->host_count == 1)
         return SHOAL_OK;
-    return wire_run(comm,
-                    &(struct wire_job){
-                        .kind = WIRE_BROADCAST, .receive = data, .n = n_bytes, .root = root_host});
+    return comm_wire_run(
+        comm, &(struct wire_job){
+                  .kind = WIRE_BROADCAST, .receive = data, .n = n_bytes, .root = root_host});
 }
 
 shoal_status comm_broadcast(struct comm *comm, int root, void *data, size_t n_bytes)
@@ -121,10 +121,10 @@ shoal_status comm_barrier(struct comm *comm)
 {
     double begin = clock_seconds();
 
-    call_enter(comm, CALL_BARRIER, 0);
-    SHOAL_TRY(call_meet(comm));
+    comm_call_enter(comm, CALL_BARRIER, 0);
+    SHOAL_TRY(comm_call_meet(comm));
     if (comm->host_count > 1)
-        SHOAL_TRY(wire_run(comm, &(struct wire_job){.kind = WIRE_BARRIER}));
+        SHOAL_TRY(comm_wire_run(comm, &(struct wire_job){.kind = WIRE_BARRIER}));
     count_small(comm, begin);
     return SHOAL_OK;
 }

@@ -7,7 +7,7 @@
 
 /* Who is where: ranks, machines, hosts. */
 
-shoal_status mpi_check(int error, const char *what)
+shoal_status comm_mpi_check(int error, const char *what)
 {
     char text[MPI_MAX_ERROR_STRING] = "";
     int n = 0;
@@ -57,13 +57,13 @@ static shoal_status describe_self(struct comm *comm, int ranks_per_host, uint16_
     MPI_Comm node;
     int node_rank, node_ranks, first = comm->rank;
 
-    SHOAL_TRY(mpi_check(
+    SHOAL_TRY(comm_mpi_check(
         MPI_Comm_split_type(comm->world, MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &node),
         "find the ranks of this machine"));
     MPI_Comm_rank(node, &node_rank);
     MPI_Comm_size(node, &node_ranks);
     shoal_status status =
-        mpi_check(MPI_Bcast(&first, 1, MPI_INT, 0, node), "find the ranks of this machine");
+        comm_mpi_check(MPI_Bcast(&first, 1, MPI_INT, 0, node), "find the ranks of this machine");
     MPI_Comm_free(&node);
     SHOAL_TRY(status);
 
@@ -74,14 +74,14 @@ static shoal_status describe_self(struct comm *comm, int ranks_per_host, uint16_
                                 .pid = getpid(),
                                 .life_fd = comm->witness.life[0],
                                 .port = port};
-    self->n_addresses = links_addresses(self->addresses, MAX_ADDRESSES);
+    self->n_addresses = comm_links_addresses(self->addresses, MAX_ADDRESSES);
     if (gethostname(self->host_name, sizeof self->host_name) != 0)
         snprintf(self->host_name, sizeof self->host_name, "unknown host");
     self->host_name[HOST_NAME_BYTES - 1] = '\0';
     return SHOAL_OK;
 }
 
-shoal_status topology_discover(struct comm *comm, int ranks_per_host, uint16_t port)
+shoal_status comm_topology_discover(struct comm *comm, int ranks_per_host, uint16_t port)
 {
     struct rank_entry self;
 
@@ -91,17 +91,17 @@ shoal_status topology_discover(struct comm *comm, int ranks_per_host, uint16_t p
     comm->ranks = calloc((size_t)comm->size, sizeof *comm->ranks);
     if (comm->ranks == NULL)
         return fail(SHOAL_ERR_NOMEM, "table of %d ranks: out of memory", comm->size);
-    SHOAL_TRY(mpi_check(MPI_Allgather(&self, (int)sizeof self, MPI_BYTE, comm->ranks,
-                                      (int)sizeof self, MPI_BYTE, comm->world),
-                        "exchange the table of ranks"));
+    SHOAL_TRY(comm_mpi_check(MPI_Allgather(&self, (int)sizeof self, MPI_BYTE, comm->ranks,
+                                           (int)sizeof self, MPI_BYTE, comm->world),
+                             "exchange the table of ranks"));
 
     comm->local_size =
         is_one_host(comm->ranks, comm->size) ? comm->size : block_size(comm->ranks, comm->size);
     comm->host_count = comm->size / comm->local_size;
     comm->host = comm->rank / comm->local_size;
     comm->local_rank = comm->rank % comm->local_size;
-    SHOAL_TRY(mpi_check(MPI_Comm_split(comm->world, comm->host, comm->rank, &comm->local),
-                        "group the ranks of a host"));
-    return mpi_check(MPI_Comm_split(comm->world, comm->local_rank, comm->rank, &comm->cross),
-                     "group the ranks across hosts");
+    SHOAL_TRY(comm_mpi_check(MPI_Comm_split(comm->world, comm->host, comm->rank, &comm->local),
+                             "group the ranks of a host"));
+    return comm_mpi_check(MPI_Comm_split(comm->world, comm->local_rank, comm->rank, &comm->cross),
+                          "group the ranks across hosts");
 }

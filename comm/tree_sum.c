@@ -66,14 +66,14 @@ static tree_sum_fn *best_kernel(void)
     return comm_tree_sum_scalar;
 }
 
-void tree_sum(struct comm *comm, const float *const *in, int count, size_t n, float *out)
+void comm_tree_sum(struct comm *comm, const float *const *in, int count, size_t n, float *out)
 {
     struct sum_work work = {.kernel = best_kernel(), .in = in, .count = count, .n = n, .out = out};
 
     run_tiles(comm, (n + TILE_ELEMENTS - 1) / TILE_ELEMENTS, sum_tile, &work);
 }
 
-void parallel_copy(struct comm *comm, void *to, const void *from, size_t n_bytes)
+void comm_parallel_copy(struct comm *comm, void *to, const void *from, size_t n_bytes)
 {
     struct copy_work work = {.to = to, .from = from, .n_bytes = n_bytes};
 

@@ -53,26 +53,26 @@ static void last_place(const struct comm *comm, int rank, char *out, size_t n_by
         snprintf(out, n_bytes, "an unknown place");
         return;
     }
-    struct note note = note_read(&comm->control_ranks[local].note);
+    struct note note = comm_note_read(&comm->control_ranks[local].note);
 
-    describe_place(&note, atomic_load(&comm->control_ranks[local].calls), out, n_bytes);
+    comm_describe_place(&note, atomic_load(&comm->control_ranks[local].calls), out, n_bytes);
 }
 
 static void report_death(struct comm *comm, int rank)
 {
     char name[128], place[192], text[BOARD_TEXT_BYTES];
 
-    describe_rank(comm, rank, name, sizeof name);
+    comm_describe_rank(comm, rank, name, sizeof name);
     last_place(comm, rank, place, sizeof place);
     snprintf(text, sizeof text, "%s died; last at %s", name, place);
-    board_post_death(comm, rank, text);
+    comm_board_post_death(comm, rank, text);
 }
 
 /* Silence is told here and now: nobody else may get to. */
 static void report_silence(struct comm *comm, int rank, const char *text)
 {
-    if (board_post(comm, SHOAL_ERR_UNAVAILABLE, rank, text))
-        log_rank_line("failed", "%s", text);
+    if (comm_board_post(comm, SHOAL_ERR_UNAVAILABLE, rank, text))
+        comm_board_tell(comm);
 }
 
 static void check_peers(struct watchdog *watchdog)
@@ -93,7 +93,7 @@ static void check_peers(struct watchdog *watchdog)
         double silence = patience_spent(&peer->silence);
         if (silence <= comm->timeout_s)
             continue;
-        describe_rank(comm, rank, name, sizeof name);
+        comm_describe_rank(comm, rank, name, sizeof name);
         last_place(comm, rank, place, sizeof place);
         snprintf(text, sizeof text, "%s is silent for %.1f s; last at %s", name, silence, place);
         report_silence(comm, rank, text);
@@ -104,15 +104,15 @@ static void check_hosts(struct comm *comm)
 {
     char place[192], text[BOARD_TEXT_BYTES];
     /* A little later than the host's own ranks, who know which of them is silent. */
-    int host = links_silent_host(comm, comm->timeout_s + 3 * comm->heartbeat_s);
+    int host = comm_links_silent_host(comm, comm->timeout_s + 3 * comm->heartbeat_s);
 
     if (host < 0)
         return;
     int leader = leader_of(comm, host);
-    struct note note = note_read(&comm->control_hosts[host].note);
+    struct note note = comm_note_read(&comm->control_hosts[host].note);
     uint64_t calls = atomic_load(&comm->control_hosts[host].slowest_calls);
 
-    describe_place(&note, calls, place, sizeof place);
+    comm_describe_place(&note, calls, place, sizeof place);
     snprintf(text, sizeof text, "host %d (%s, ranks %d to %d) is silent for %.1f s; last at %s",
              host, comm->ranks[leader].host_name, leader, leader + comm->local_size - 1,
              comm->timeout_s, place);
@@ -124,7 +124,7 @@ static void check_grace(struct watchdog *watchdog)
 {
     struct comm *comm = watchdog->comm;
 
-    if (!board_is_set(comm) || atomic_load(&comm->is_closing)) {
+    if (!comm_board_is_set(comm) || atomic_load(&comm->is_closing)) {
         watchdog->is_ending = false;
         return;
     }
@@ -134,7 +134,8 @@ static void check_grace(struct watchdog *watchdog)
     } else if (patience_spent(&watchdog->grace) > GRACE_S) {
         log_rank_line("failed", "did not stop within %.0f s of a failure elsewhere; ending the job",
                       GRACE_S);
-        end_abort((shoal_status)comm->control->board.status);
+        comm_board_tell(comm);
+        comm_end_abort((shoal_status)comm->control->board.status);
     }
 }
 
@@ -152,7 +153,7 @@ static void stop_watching_lives(struct watchdog *watchdog)
 static void handle_event(struct watchdog *watchdog, int about)
 {
     if (about == EVENT_LINKS)
-        links_receive(watchdog->comm);
+        comm_links_receive(watchdog->comm);
     if (about < 0)
         return;
     /* Ranks may leave while this one is closing. */
@@ -180,7 +181,7 @@ static void *watchdog_main(void *arg)
         if (!atomic_load(&comm->is_closing))
             check_peers(watchdog);
         if (comm->links != NULL && is_leader(comm)) {
-            links_send(comm);
+            comm_links_send(comm);
             if (!atomic_load(&comm->is_closing))
                 check_hosts(comm);
         }
@@ -215,17 +216,17 @@ static void add_events(struct watchdog *watchdog)
 
     add_event(watchdog, watchdog->stop_pipe[0], EVENT_STOP);
     if (comm->links != NULL && is_leader(comm))
-        add_event(watchdog, links_descriptor(comm->links), EVENT_LINKS);
+        add_event(watchdog, comm_links_descriptor(comm->links), EVENT_LINKS);
     for (int r = 0; r < comm->size; r++) {
         const struct rank_entry *peer = &comm->ranks[r];
 
         watchdog->lives[r][0] = watchdog->lives[r][1] = -1;
         if (r != comm->rank && peer->node == comm->ranks[comm->rank].node)
-            watch_life(watchdog->epoll, peer->pid, peer->life_fd, r, watchdog->lives[r]);
+            comm_watch_life(watchdog->epoll, peer->pid, peer->life_fd, r, watchdog->lives[r]);
     }
 }
 
-shoal_status watchdog_create(struct comm *comm, struct watchdog **watchdog_out)
+shoal_status comm_watchdog_create(struct comm *comm, struct watchdog **watchdog_out)
 {
     struct watchdog *watchdog = calloc(1, sizeof *watchdog);
     shoal_status status;
@@ -247,7 +248,7 @@ shoal_status watchdog_create(struct comm *comm, struct watchdog **watchdog_out)
     for (int l = 0; l < comm->local_size; l++)
         patience_start(&watchdog->peers[l].silence);
     add_events(watchdog);
-    SHOAL_TRY_GOTO(thread_start("shoal-watch", &watchdog->thread, watchdog_main, watchdog),
+    SHOAL_TRY_GOTO(comm_thread_start("shoal-watch", &watchdog->thread, watchdog_main, watchdog),
                    err_release);
     *watchdog_out = watchdog;
     return SHOAL_OK;
@@ -257,7 +258,7 @@ err_release:
     return status;
 }
 
-void watchdog_destroy(struct watchdog *watchdog)
+void comm_watchdog_destroy(struct watchdog *watchdog)
 {
     if (watchdog == NULL)
         return;

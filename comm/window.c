@@ -12,6 +12,17 @@ static size_t round_to_page(size_t n_bytes)
     return (n_bytes + 4095) & ~(size_t)4095;
 }
 
+/* More than any machine has; below it neither rounding nor the host's total can wrap. */
+#define MAX_PART_BYTES ((size_t)1 << 46)
+
+static shoal_status check_sizes(size_t own_bytes, size_t shared_bytes)
+{
+    if (own_bytes > MAX_PART_BYTES || shared_bytes > MAX_PART_BYTES)
+        return fail(SHOAL_ERR_NOMEM, "window: %zu bytes per rank and %zu shared, at most %zu each",
+                    own_bytes, shared_bytes, MAX_PART_BYTES);
+    return SHOAL_OK;
+}
+
 /* What each rank tells of its window; equal everywhere but for the descriptor. */
 struct window_plan {
     uint64_t own_bytes, shared_bytes;
@@ -28,7 +39,7 @@ static shoal_status make_window(struct comm *comm, size_t n_bytes)
         return fail_hint(SHOAL_ERR_NOMEM,
                          "use a higher stage, a lower tier, or fewer ranks per host");
     }
-    return memory_make("shoal-window", n_bytes, &comm->window);
+    return comm_memory_make("shoal-window", n_bytes, &comm->window);
 }
 
 static shoal_status check_plans(const struct comm *comm, const struct window_plan *plans)
@@ -54,8 +65,8 @@ static shoal_status attach_window(struct comm *comm, const struct window_plan *p
         return SHOAL_OK;
     if (plans[leader].fd < 0)
         return fail(SHOAL_ERR_UNAVAILABLE, "rank %d made no window", leader);
-    return memory_attach("shoal-window", comm->ranks[leader].pid, (int)plans[leader].fd, n_bytes,
-                         &comm->window);
+    return comm_memory_attach("shoal-window", comm->ranks[leader].pid, (int)plans[leader].fd,
+                              n_bytes, &comm->window);
 }
 
 shoal_status comm_window_create(struct comm *comm, size_t own_bytes, size_t shared_bytes)
@@ -68,6 +79,8 @@ shoal_status comm_window_create(struct comm *comm, size_t own_bytes, size_t shar
 
     if (comm->window.base != NULL)
         return fail(SHOAL_ERR_INTERNAL, "window: created already");
+    /* Every rank asks for the same, so that all refuse. */
+    SHOAL_TRY(check_sizes(own_bytes, shared_bytes));
     if (n_bytes == 0)
         n_bytes = round_to_page(1);
     plans = calloc((size_t)comm->size, sizeof *plans);
@@ -85,7 +98,7 @@ shoal_status comm_window_create(struct comm *comm, size_t own_bytes, size_t shar
         status = comm_agree(comm, attach_window(comm, plans, n_bytes));
     free(plans);
     if (status != SHOAL_OK) {
-        memory_release(&comm->window);
+        comm_memory_release(&comm->window);
         return status;
     }
     comm->window_own_bytes = own;

@@ -75,7 +75,7 @@ static void *wire_main(void *arg)
         uint32_t posted = atomic_load_explicit(&wire->posted, memory_order_acquire);
 
         if (finished == posted) {
-            futex_wait(&wire->posted, posted, 0.1, false);
+            comm_futex_wait(&wire->posted, posted, 0.1, false);
             turn = 0;
             continue;
         }
@@ -96,7 +96,7 @@ static void *wire_main(void *arg)
         }
         if (is_done) {
             atomic_store_explicit(&wire->finished, ++finished, memory_order_release);
-            futex_wake_all(&wire->finished, false);
+            comm_futex_wake_all(&wire->finished, false);
             turn = 0;
         } else {
             wait_a_little(&turn);
@@ -105,14 +105,14 @@ static void *wire_main(void *arg)
     return NULL;
 }
 
-shoal_status wire_create(struct comm *comm, struct wire **wire_out)
+shoal_status comm_wire_create(struct comm *comm, struct wire **wire_out)
 {
     struct wire *wire = calloc(1, sizeof *wire);
 
     if (wire == NULL)
         return fail(SHOAL_ERR_NOMEM, "communication thread: out of memory");
     wire->comm = comm;
-    shoal_status status = thread_start("shoal-comm", &wire->thread, wire_main, wire);
+    shoal_status status = comm_thread_start("shoal-comm", &wire->thread, wire_main, wire);
     if (status != SHOAL_OK) {
         free(wire);
         return status;
@@ -121,25 +121,25 @@ shoal_status wire_create(struct comm *comm, struct wire **wire_out)
     return SHOAL_OK;
 }
 
-bool wire_destroy(struct wire *wire)
+bool comm_wire_destroy(struct wire *wire)
 {
     if (wire == NULL)
         return true;
     atomic_store(&wire->is_stopping, true);
-    futex_wake_all(&wire->posted, false);
+    comm_futex_wake_all(&wire->posted, false);
     pthread_join(wire->thread, NULL);
     bool is_idle = atomic_load(&wire->posted) == atomic_load(&wire->finished);
     free(wire);
     return is_idle;
 }
 
-uint32_t wire_post(struct wire *wire, const struct wire_job *job)
+uint32_t comm_wire_post(struct wire *wire, const struct wire_job *job)
 {
     uint32_t ticket = atomic_load_explicit(&wire->posted, memory_order_relaxed);
 
     wire->jobs[ticket % WIRE_JOBS] = *job;
     atomic_store_explicit(&wire->posted, ticket + 1, memory_order_release);
-    futex_wake_all(&wire->posted, false);
+    comm_futex_wake_all(&wire->posted, false);
     return ticket;
 }
 
@@ -147,7 +147,7 @@ static shoal_status report_no_answer(struct comm *comm)
 {
     char hosts[256] = "", call_text[128], place[192], text[BOARD_TEXT_BYTES];
     size_t n = 0;
-    struct call call = call_now(comm);
+    struct call call = comm_call_now(comm);
 
     for (int h = 0; h < comm->host_count; h++) {
         const struct control_host *host = &comm->control_hosts[h];
@@ -156,16 +156,16 @@ static shoal_status report_no_answer(struct comm *comm)
 
         if (h == comm->host || calls >= call.number || n >= sizeof hosts)
             continue;
-        struct note note = note_read(&host->note);
-        describe_place(&note, calls, place, sizeof place);
+        struct note note = comm_note_read(&host->note);
+        comm_describe_place(&note, calls, place, sizeof place);
         n += (size_t)snprintf(hosts + n, sizeof hosts - n, "%srank %d (%s) was last at %s",
                               n == 0 ? "" : "; ", slowest, comm->ranks[slowest].host_name, place);
     }
-    describe_call(&call, call_text, sizeof call_text);
+    comm_describe_call(&call, call_text, sizeof call_text);
     snprintf(text, sizeof text, "no answer from other hosts in %s within %.1f s\n%s", call_text,
              wait_limit_s(comm), n > 0 ? hosts : "all ranks have entered the call");
-    board_post(comm, SHOAL_ERR_UNAVAILABLE, comm->rank, text);
-    SHOAL_TRY(board_check(comm));
+    comm_board_post(comm, SHOAL_ERR_UNAVAILABLE, comm->rank, text);
+    SHOAL_TRY(comm_board_check(comm));
     return fail_adopt(SHOAL_ERR_UNAVAILABLE, text);
 }
 
@@ -181,19 +181,19 @@ static shoal_status wait_finished(struct comm *comm, uint32_t ticket)
         uint32_t finished = atomic_load_explicit(&wire->finished, memory_order_acquire);
         if ((int32_t)(finished - ticket) > 0)
             break;
-        futex_wait(&wire->finished, finished, 0.01, false);
-        SHOAL_TRY(board_check(comm));
-        uint64_t now = progress_of_all(comm) + finished;
+        comm_futex_wait(&wire->finished, finished, 0.01, false);
+        SHOAL_TRY(comm_board_check(comm));
+        uint64_t now = comm_progress_of_all(comm) + finished;
         if (now != progress)
             patience_start(&patience);
         progress = now;
         if (patience_spent(&patience) > wait_limit_s(comm))
             return report_no_answer(comm);
     }
-    return mpi_check(wire->errors[ticket % WIRE_JOBS], "exchange between hosts");
+    return comm_mpi_check(wire->errors[ticket % WIRE_JOBS], "exchange between hosts");
 }
 
-shoal_status wire_wait(struct comm *comm, uint32_t ticket)
+shoal_status comm_wire_wait(struct comm *comm, uint32_t ticket)
 {
     atomic_store_explicit(&comm->self->waiting, WAITING_REMOTE, memory_order_relaxed);
     shoal_status status = wait_finished(comm, ticket);
@@ -201,7 +201,7 @@ shoal_status wire_wait(struct comm *comm, uint32_t ticket)
     return status;
 }
 
-shoal_status wire_run(struct comm *comm, const struct wire_job *job)
+shoal_status comm_wire_run(struct comm *comm, const struct wire_job *job)
 {
-    return wire_wait(comm, wire_post(comm->wire, job));
+    return comm_wire_wait(comm, comm_wire_post(comm->wire, job));
 }

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,6 +39,8 @@ struct briefing {
 struct suspect {
     int32_t rank, pid, life_fd;
 };
+
+#define REAP_LIMIT_S 1.0
 
 static bool read_all(int fd, void *data, size_t n_bytes)
 {
@@ -80,7 +83,7 @@ static void add_event(int epoll, int fd, int about)
     epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
 }
 
-void watch_life(int epoll, pid_t pid, int life_fd, int about, int fds_out[2])
+void comm_watch_life(int epoll, pid_t pid, int life_fd, int about, int fds_out[2])
 {
     char path[64];
 
@@ -105,10 +108,10 @@ static void report_first(const struct comm *comm, const struct briefing *briefin
 
     if (comm->control != NULL && local >= 0 && local < comm->local_size) {
         const struct control_rank *rank = &comm->control_ranks[local];
-        struct note note = note_read(&rank->note);
+        struct note note = comm_note_read(&rank->note);
 
         memcpy(place, "; last at ", 11);
-        describe_place(&note, atomic_load(&rank->calls), place + 10, sizeof place - 10);
+        comm_describe_place(&note, atomic_load(&rank->calls), place + 10, sizeof place - 10);
     }
     clock_gettime(CLOCK_REALTIME, &now);
     localtime_r(&now.tv_sec, &calendar);
@@ -122,25 +125,33 @@ static void watch(const struct comm *comm, const struct briefing *briefing,
                   const struct suspect *suspects)
 {
     enum { FROM_PARENT = -1 };
-    int fds[2];
+    int fds[2], n_watched = 0;
     int epoll = epoll_create1(0);
     struct epoll_event event;
     char byte;
 
     add_event(epoll, STDIN_FILENO, FROM_PARENT);
-    for (int i = 0; i < briefing->n_ranks; i++)
-        watch_life(epoll, suspects[i].pid, suspects[i].life_fd, i, fds);
+    for (int i = 0; i < briefing->n_ranks; i++) {
+        comm_watch_life(epoll, suspects[i].pid, suspects[i].life_fd, i, fds);
+        n_watched += fds[0] >= 0 || fds[1] >= 0;
+    }
     for (;;) {
-        if (epoll_wait(epoll, &event, 1, -1) != 1)
+        int n = epoll_wait(epoll, &event, 1, -1);
+
+        if (n < 0 && errno != EINTR)
+            return; /* no epoll: better no witness than one that stays */
+        if (n != 1)
             continue;
         if (event.data.fd == FROM_PARENT && read(STDIN_FILENO, &byte, 1) == 1)
             return; /* a good end */
         if (event.data.fd == FROM_PARENT) {
+            if (n_watched == 0)
+                return; /* they were gone already: no event would end this */
             epoll_ctl(epoll, EPOLL_CTL_DEL, STDIN_FILENO, NULL);
             continue; /* our parent died: not necessarily as the first */
         }
         /* With another failure on the board the run was ending already, and it has been told. */
-        if (comm->control == NULL || !board_is_set(comm) || comm->control->board.is_death)
+        if (comm->control == NULL || !comm_board_is_set(comm) || comm->control->board.is_death)
             report_first(comm, briefing, &suspects[event.data.fd]);
         return;
     }
@@ -151,6 +162,8 @@ static void witness_main(void)
     struct briefing briefing;
     struct comm comm = {.size = 0};
 
+    /* Its line counts on every machine and in a quiet run, too. */
+    log_init(0, LOG_NORMAL);
     if (!read_all(STDIN_FILENO, &briefing, sizeof briefing))
         return;
     struct suspect *suspects = calloc((size_t)briefing.n_ranks, sizeof *suspects);
@@ -160,10 +173,10 @@ static void witness_main(void)
         return;
     comm.local_size = briefing.local_size;
     comm.host_count = briefing.host_count;
-    if (memory_attach("shoal-control", briefing.control_pid, briefing.control_fd,
-                      control_bytes(comm.local_size, comm.host_count),
-                      &comm.control_memory) == SHOAL_OK)
-        control_bind(&comm);
+    if (comm_memory_attach("shoal-control", briefing.control_pid, briefing.control_fd,
+                           comm_control_bytes(comm.local_size, comm.host_count),
+                           &comm.control_memory) == SHOAL_OK)
+        comm_control_bind(&comm);
     watch(&comm, &briefing, suspects);
 }
 
@@ -190,10 +203,10 @@ static void start(struct witness *witness)
     fcntl(ends[1], F_SETFD, FD_CLOEXEC);
     witness->fd = ends[1];
     if (witness->pid < 0)
-        witness_dismiss(witness);
+        comm_witness_dismiss(witness);
 }
 
-void witness_begin(struct witness *witness, bool is_wanted)
+void comm_witness_begin(struct witness *witness, bool is_wanted)
 {
     *witness = (struct witness){.fd = -1, .pid = -1, .life = {-1, -1}};
     if (is_wanted)
@@ -203,15 +216,15 @@ void witness_begin(struct witness *witness, bool is_wanted)
         witness->life[0] = witness->life[1] = -1;
 }
 
-void witness_end(struct witness *witness)
+void comm_witness_end(struct witness *witness)
 {
-    witness_dismiss(witness);
+    comm_witness_dismiss(witness);
     for (int i = 0; i < 2; i++)
         if (witness->life[i] >= 0)
             close(witness->life[i]);
 }
 
-void witness_brief(struct witness *witness, const struct comm *comm)
+void comm_witness_brief(struct witness *witness, const struct comm *comm)
 {
     const struct rank_entry *self = &comm->ranks[comm->rank];
     struct briefing briefing = {.n_ranks = self->node_ranks,
@@ -224,7 +237,7 @@ void witness_brief(struct witness *witness, const struct comm *comm)
     if (witness->fd < 0)
         return;
     if (self->node_rank != 0) {
-        witness_dismiss(witness);
+        comm_witness_dismiss(witness);
         return;
     }
     memcpy(briefing.host_name, self->host_name, sizeof briefing.host_name);
@@ -238,14 +251,27 @@ void witness_brief(struct witness *witness, const struct comm *comm)
         }
 }
 
-void witness_dismiss(struct witness *witness)
+/* It may be writing its line still; a stopped one must not hold up the end of the run. */
+static void reap(pid_t pid)
+{
+    const struct timespec nap = {.tv_nsec = 1000 * 1000};
+    double begin = clock_seconds();
+
+    while (waitpid(pid, NULL, WNOHANG) == 0) {
+        if (clock_seconds() - begin > REAP_LIMIT_S)
+            kill(pid, SIGKILL);
+        nanosleep(&nap, NULL);
+    }
+}
+
+void comm_witness_dismiss(struct witness *witness)
 {
     if (witness->fd < 0)
         return;
     write_all(witness->fd, "", 1);
     close(witness->fd);
     if (witness->pid > 0)
-        waitpid(witness->pid, NULL, 0);
+        reap(witness->pid);
     witness->fd = -1;
     witness->pid = -1;
 }

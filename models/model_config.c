@@ -9,7 +9,9 @@ static shoal_status check_range(const char *key, int value, int max)
 {
     if (value >= 1 && value <= max)
         return SHOAL_OK;
-    return fail(SHOAL_ERR_CONFIG, "%s: expected 1 to %d, found %d", key, max, value);
+    fail(SHOAL_ERR_CONFIG, "%s: expected 1 to %d, found %d", key, max, value);
+    return fail_hint(SHOAL_ERR_CONFIG, "set %s in that range, or take the sizes of a model.preset",
+                     key);
 }
 
 static shoal_status check_sizes(const struct model_config *c)
@@ -18,7 +20,6 @@ static shoal_status check_sizes(const struct model_config *c)
     SHOAL_TRY(check_range("model.hidden", c->hidden, 1 << 18));
     SHOAL_TRY(check_range("model.heads", c->heads, 1 << 12));
     SHOAL_TRY(check_range("model.kv_heads", c->kv_heads, 1 << 12));
-    SHOAL_TRY(check_range("model.head_size", c->head_size, 1 << 12));
     SHOAL_TRY(check_range("model.ffn", c->ffn, 1 << 20));
     SHOAL_TRY(check_range("model.vocab", c->vocab, 1 << 24));
     return check_range("model.max_seq", c->max_seq, 1 << 24);
@@ -37,12 +38,11 @@ static shoal_status check_heads(const struct model_config *c)
              c->kv_heads, c->heads);
         return fail_hint(SHOAL_ERR_CONFIG, "every key/value head serves heads / kv_heads queries");
     }
-    if (c->position == POSITION_ROPE && c->head_size % 2 != 0) {
-        fail(SHOAL_ERR_CONFIG,
-             "model.head_size: expected an even size for rotary positions, "
-             "found %d",
-             c->head_size);
-        return fail_hint(SHOAL_ERR_CONFIG, "change model.heads, or set model.position: learned");
+    if (c->head_size < 2 || c->head_size > ATTENTION_HEAD_MAX || c->head_size % 2 != 0) {
+        fail(SHOAL_ERR_CONFIG, "model.head_size: expected an even size up to %d, found %d",
+             ATTENTION_HEAD_MAX, c->head_size);
+        return fail_hint(SHOAL_ERR_CONFIG,
+                         "change model.heads: a head has hidden / heads channels");
     }
     return SHOAL_OK;
 }

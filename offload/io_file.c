@@ -81,6 +81,17 @@ shoal_status io_file_size(struct io_file *file, uint64_t *size_out)
     return SHOAL_OK;
 }
 
+static int reserve(int fd, uint64_t size_bytes)
+{
+    int rc;
+
+    /* fallocate may end for any signal, and a save is often what a signal asked for. */
+    do
+        rc = fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)size_bytes);
+    while (rc != 0 && errno == EINTR);
+    return rc;
+}
+
 shoal_status io_file_reserve(struct io_file *file, uint64_t size_bytes)
 {
     uint64_t size;
@@ -89,7 +100,7 @@ shoal_status io_file_reserve(struct io_file *file, uint64_t size_bytes)
         return SHOAL_OK;
     SHOAL_TRY(io_file_size(file, &size));
     /* KEEP_SIZE: a reservation that fails half-way must not have grown the file. */
-    if (fallocate(file->fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)size_bytes) != 0) {
+    if (reserve(file->fd, size_bytes) != 0) {
         int error = errno;
 
         /* Where nothing can be reserved, a full disk shows at the write. */

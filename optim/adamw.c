@@ -2,8 +2,7 @@
 
 #include <math.h>
 
-/* base^exponent by squaring: unlike pow(), the same bits with every libm and CPU. */
-static double power(double base, int64_t exponent)
+double optim_power(double base, int64_t exponent)
 {
     double result = 1.0;
 
@@ -15,20 +14,20 @@ static double power(double base, int64_t exponent)
     return result;
 }
 
-static struct optim_scalars adamw_scalars(const struct optim_hyper *hyper, int64_t step)
+struct optim_scalars optim_adamw_scalars(const struct optim_hyper *hyper, int64_t step)
 {
-    const double b1 = 1.0 - power(hyper->beta1, step);
-    const double b2 = 1.0 - power(hyper->beta2, step);
+    const double b1 = 1.0 - optim_power(hyper->beta1, step);
+    const double b2 = 1.0 - optim_power(hyper->beta2, step);
     struct optim_scalars scalars = {0};
 
-    scalars.f[ADAMW_BETA1] = (float)hyper->beta1;
-    scalars.f[ADAMW_ONE_MINUS_BETA1] = (float)(1.0 - hyper->beta1);
-    scalars.f[ADAMW_BETA2] = (float)hyper->beta2;
-    scalars.f[ADAMW_ONE_MINUS_BETA2] = (float)(1.0 - hyper->beta2);
-    scalars.f[ADAMW_RSQRT_B2] = (float)(1.0 / sqrt(b2));
-    scalars.f[ADAMW_EPS] = (float)hyper->eps;
-    scalars.f[ADAMW_DECAY_FACTOR] = (float)(1.0 - hyper->lr * hyper->weight_decay);
-    scalars.f[ADAMW_STEP_SIZE] = (float)(hyper->lr / b1);
+    scalars.f[SCALAR_BETA1] = (float)hyper->beta1;
+    scalars.f[SCALAR_ONE_MINUS_BETA1] = (float)(1.0 - hyper->beta1);
+    scalars.f[SCALAR_BETA2] = (float)hyper->beta2;
+    scalars.f[SCALAR_ONE_MINUS_BETA2] = (float)(1.0 - hyper->beta2);
+    scalars.f[SCALAR_RSQRT_B2] = (float)(1.0 / sqrt(b2));
+    scalars.f[SCALAR_EPS] = (float)hyper->eps;
+    scalars.f[SCALAR_DECAY] = (float)(1.0 - hyper->lr * hyper->weight_decay);
+    scalars.f[SCALAR_STEP_SIZE] = (float)(hyper->lr / b1);
     return scalars;
 }
 
@@ -39,7 +38,7 @@ struct optim_rule_forms optim_adamw = {
             .needs = OPTIM_NEEDS_ELEMENTS,
             .n_states = 2,
             .state_names = {"exp_avg", "exp_avg_sq"},
-            .scalars = adamw_scalars,
+            .scalars = optim_adamw_scalars,
             .kernel_scalar = optim_adamw_scalar,
         },
     .kernels = {optim_adamw_scalar, optim_adamw_avx2, optim_adamw_avx512},

@@ -1,40 +1,16 @@
-#include "optim/optim_internal.h"
+#include "optim/kernel.h"
 
-#include "runtime/base/isa.h"
-
-#include <math.h>
-#include <string.h>
-
-/*
- * AdamW over one extent, compiled once per instruction set.  The scalar build is the
- * specification; the others are the same loop, vectorized by the compiler, which may not
- * contract or reorder IEEE operations (launch/cmake/rules.cmake).
- */
-
-/* x, or the one NaN for every NaN.  On the bits, because compilers branch on x != x. */
-static inline float one_nan(float x)
+OPTIM_INLINE void update(const struct optim_scalars *scalars, const struct optim_extent *extent,
+                         bf16_t *restrict param)
 {
-    uint32_t bits;
-
-    memcpy(&bits, &x, sizeof bits);
-    bits = (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : bits;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* Inlined twice, with and without a bf16 copy: a loop with a condition does not vectorize. */
-static inline __attribute__((always_inline)) void update(const struct optim_scalars *scalars,
-                                                         const struct optim_extent *extent,
-                                                         bf16_t *restrict param)
-{
-    const float beta1 = scalars->f[ADAMW_BETA1];
-    const float one_minus_beta1 = scalars->f[ADAMW_ONE_MINUS_BETA1];
-    const float beta2 = scalars->f[ADAMW_BETA2];
-    const float one_minus_beta2 = scalars->f[ADAMW_ONE_MINUS_BETA2];
-    const float rsqrt_b2 = scalars->f[ADAMW_RSQRT_B2];
-    const float eps = scalars->f[ADAMW_EPS];
-    const float step_size = scalars->f[ADAMW_STEP_SIZE];
-    const float decay_factor = extent->decay ? scalars->f[ADAMW_DECAY_FACTOR] : 1.0f;
+    const float beta1 = scalars->f[SCALAR_BETA1];
+    const float one_minus_beta1 = scalars->f[SCALAR_ONE_MINUS_BETA1];
+    const float beta2 = scalars->f[SCALAR_BETA2];
+    const float one_minus_beta2 = scalars->f[SCALAR_ONE_MINUS_BETA2];
+    const float rsqrt_b2 = scalars->f[SCALAR_RSQRT_B2];
+    const float eps = scalars->f[SCALAR_EPS];
+    const float step_size = scalars->f[SCALAR_STEP_SIZE];
+    const float decay_factor = extent->decay ? scalars->f[SCALAR_DECAY] : 1.0f;
     const float grad_scale = extent->grad_scale;
     const size_t n = extent->n;
     const float *restrict grad = extent->grad;
@@ -57,10 +33,4 @@ static inline __attribute__((always_inline)) void update(const struct optim_scal
     }
 }
 
-void ISA_NAME(optim_adamw)(const struct optim_scalars *scalars, const struct optim_extent *extent)
-{
-    if (extent->param != NULL)
-        update(scalars, extent, extent->param);
-    else
-        update(scalars, extent, NULL);
-}
+OPTIM_KERNEL(optim_adamw)

@@ -34,6 +34,19 @@
  * [x] is a scalar of the step.  m, v and p are stored with every NaN replaced by
  * 0x7fc00000: hardware does not agree on the bits of a NaN.  The division precedes the
  * product with the step size, so that a small m is not lost among the subnormals.
+ *
+ * The other rules keep the same promises; the order of their operations, their source and the
+ * paper's defaults stand at the top of <rule>.c.  Their states, and what sets them apart:
+ *
+ *     adam           exp_avg, exp_avg_sq                 decay as L2 regularization
+ *     adam_atan2     exp_avg, exp_avg_sq                 bounded steps, no eps
+ *     ademamix       exp_avg, exp_avg_sq, exp_avg_slow   beta3, alpha, slow_warmup_steps
+ *     adopt          exp_avg, exp_avg_sq                 clipped by the step, no bias correction
+ *     lion           exp_avg                             steps of one size
+ *     mars           exp_avg, exp_avg_sq, prev_grad      gamma
+ *     sgd            momentum_buffer                     momentum, nesterov; decay as L2
+ *
+ * States start as zeros; what a rule does differently at its first step is in its scalars.
  */
 
 enum { OPTIM_MAX_STATES = 4 };
@@ -41,8 +54,14 @@ enum { OPTIM_MAX_STATES = 4 };
 /* What a rule must see at once. */
 enum optim_need { OPTIM_NEEDS_ELEMENTS, OPTIM_NEEDS_BLOCK_SUMS, OPTIM_NEEDS_MATRIX };
 
+/* What a rule does not name at the top of its file it ignores. */
 struct optim_hyper {
     double lr, beta1, beta2, eps, weight_decay;
+    double momentum;           /* sgd; 0: none */
+    bool nesterov;             /* sgd */
+    double beta3, alpha;       /* ademamix: decay rate and weight of the slow average; 0: AdamW */
+    int64_t slow_warmup_steps; /* ademamix: steps in which beta3 and alpha rise; 0: none */
+    double gamma;              /* mars: share of the change of the gradient; 0: AdamW */
 };
 
 /* Scalars of one step, ready for kernels.  Opaque to callers but copyable. */
@@ -75,7 +94,7 @@ struct optim_rule {
     optim_kernel_fn *kernel;        /* the fastest form for this CPU; the same bytes */
 };
 
-/* The rule called `name` ("adamw"), or SHOAL_ERR_CONFIG with the nearest match. */
+/* The rule called `name` ("adamw", "lion", ...), or SHOAL_ERR_CONFIG with the nearest match. */
 shoal_status optim_find(const char *name, const struct optim_rule **rule_out);
 
 /*

@@ -9,23 +9,54 @@ struct optim_rule_forms {
 };
 
 /* One line per rule here, and one in the table of rules.c. */
-extern struct optim_rule_forms optim_adamw;
+extern struct optim_rule_forms optim_adam, optim_adam_atan2, optim_adamw, optim_ademamix,
+    optim_adopt, optim_lion, optim_mars, optim_sgd;
 
-/* optim_scalars.f of AdamW, each rounded once from double. */
-enum adamw_scalar {
-    ADAMW_BETA1,
-    ADAMW_ONE_MINUS_BETA1,
-    ADAMW_BETA2,
-    ADAMW_ONE_MINUS_BETA2,
-    ADAMW_RSQRT_B2, /* 1 / sqrt(1 - beta2^t) */
-    ADAMW_EPS,
-    ADAMW_DECAY_FACTOR, /* 1 - lr * weight_decay */
-    ADAMW_STEP_SIZE,    /* lr / (1 - beta1^t) */
+/* Indices into optim_scalars.f.  From SCALAR_OWN on each rule has its own. */
+enum optim_scalar {
+    SCALAR_BETA1,
+    SCALAR_ONE_MINUS_BETA1,
+    SCALAR_BETA2,
+    SCALAR_ONE_MINUS_BETA2,
+    SCALAR_RSQRT_B2, /* 1 / sqrt(1 - beta2^t) */
+    SCALAR_EPS,
+    SCALAR_DECAY, /* factor of the weights, or weight_decay itself where it joins the gradient */
+    SCALAR_STEP_SIZE,
+    SCALAR_OWN,
+
+    ADAM_ATAN2_INV_B1 = SCALAR_OWN, /* 1 / (1 - beta1^t) */
+
+    ADEMAMIX_INV_B1 = SCALAR_OWN,
+    ADEMAMIX_BETA3,
+    ADEMAMIX_ONE_MINUS_BETA3,
+    ADEMAMIX_ALPHA,
+
+    ADOPT_CLIP = SCALAR_OWN,
+
+    MARS_CORRECTION = SCALAR_OWN, /* gamma * beta1 / (1 - beta1) */
+
+    SGD_MOMENTUM = SCALAR_OWN,
+    SGD_BUFFER_SHARE, /* of the momentum buffer and of the gradient in the update */
+    SGD_GRAD_SHARE,
 };
 
-optim_kernel_fn optim_adamw_scalar;
-optim_kernel_fn optim_adamw_avx2;
-optim_kernel_fn optim_adamw_avx512;
+/*
+ * The scalars of AdamW, each rounded once from double; the other rules replace what differs.
+ * SCALAR_DECAY is 1 - lr * weight_decay, SCALAR_STEP_SIZE lr / (1 - beta1^t).
+ */
+struct optim_scalars optim_adamw_scalars(const struct optim_hyper *hyper, int64_t step);
+
+/* base^exponent by squaring: unlike pow(), the same bits with every libm and CPU. */
+double optim_power(double base, int64_t exponent);
+
+optim_kernel_fn optim_adam_scalar, optim_adam_avx2, optim_adam_avx512;
+optim_kernel_fn optim_adam_atan2_scalar, optim_adam_atan2_avx2, optim_adam_atan2_avx512;
+optim_kernel_fn optim_adamw_scalar, optim_adamw_avx2, optim_adamw_avx512;
+optim_kernel_fn optim_ademamix_scalar, optim_ademamix_avx2, optim_ademamix_avx512;
+optim_kernel_fn optim_adopt_scalar, optim_adopt_avx2, optim_adopt_avx512;
+optim_kernel_fn optim_lion_scalar, optim_lion_avx2, optim_lion_avx512;
+optim_kernel_fn optim_mars_scalar, optim_mars_avx2, optim_mars_avx512;
+optim_kernel_fn optim_sgd_scalar, optim_sgd_avx2, optim_sgd_avx512;
 
 /*
  * sums[q] = sum of squares of quantum q, in double: lane l of 16 adds the squares of elements

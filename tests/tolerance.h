@@ -30,6 +30,19 @@
 #define TOL_ADAMW_P(steps, p, lr) ((steps)*TOL_F32_ROUND * (3 * (p) + 260 * (lr)))
 
 /*
+ * atan2 of adam_atan2 in fp32, relative, in half ulps of 2^-24: its arguments' root 1; sum and
+ * difference 2, quotient 1, polynomial 1 (its error is below 2e-8, its last terms small beside t),
+ * sum with pi/4 and difference from pi/2 2 with 1 of their constants.  8 in all.
+ */
+#define TOL_ATAN2 (8 * TOL_F32_ROUND)
+
+/*
+ * Optimizer rules against double carry their own bounds (running error analysis, half an ulp for
+ * each operation).  The kernels' orders have at most twice as many roundings as the reference's.
+ */
+#define TOL_RULE_ORDER 2.0
+
+/*
  * Whole decoders of two blocks.  A forward is a chain of about 20 stages (norm, product, attention,
  * activation, sum, ...).  With fp32 each adds an error of about 2 half ulps of its row's scale,
  * in quadrature 9; logits are at most as large as the loss.  16 half ulps of the loss are allowed.

@@ -6,24 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static enum data_format format_of(const char *name)
-{
-    static const struct {
-        const char *name;
-        enum data_format format;
-    } formats[] = {
-        {"text", DATA_TEXT},
-        {"jsonl", DATA_JSONL},
-        {"nanogpt", DATA_NANOGPT},
-        {"llmc", DATA_LLMC},
-    };
-
-    for (size_t i = 0; i < sizeof formats / sizeof formats[0]; i++)
-        if (strcmp(formats[i].name, name) == 0)
-            return formats[i].format;
-    return DATA_AUTO; /* the config has checked the name */
-}
-
 /* The parameters that a config means; `train` holds the pointers, valid as long as the config. */
 static struct data_params params_of(const struct config *config, const char *train[CONFIG_LIST])
 {
@@ -33,7 +15,7 @@ static struct data_params params_of(const struct config *config, const char *tra
         .train = train,
         .n_train = (size_t)config->data.train.n,
         .val = config->data.val,
-        .format = format_of(config->data.format),
+        .format = data_format_named(config->data.format),
         .tokenizer = config->data.tokenizer,
         .seq_len = config->data.seq_len,
         .vocab = config->model.vocab > 0 ? config->model.vocab : INT32_MAX,
@@ -155,7 +137,7 @@ static shoal_status run_prepare(const struct command_line *line)
         .train = line->args,
         .n_train = (size_t)line->n_args,
         .val = "none",
-        .format = format != NULL ? format_of(format) : DATA_AUTO,
+        .format = format != NULL ? data_format_named(format) : DATA_AUTO,
         .tokenizer = tokenizer != NULL ? tokenizer : "bytes",
         .seq_len = 1,
         .vocab = INT32_MAX,

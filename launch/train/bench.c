@@ -30,6 +30,10 @@ static shoal_status random_tokens(const struct trainer *trainer, char *path, siz
     if (fd < 0)
         return fail(SHOAL_ERR_CANTCREATE, "%s: %s", path, strerror(errno));
     FILE *out = fdopen(fd, "w");
+    if (out == NULL) {
+        close(fd);
+        return fail(SHOAL_ERR_NOMEM, "%s: %s", path, strerror(errno));
+    }
     for (size_t i = 0; i < n; i++) {
         rng_block(1, RNG_STREAM_DATA, 0, i, block);
         uint16_t token = (uint16_t)(block[0] % (uint32_t)trainer->model_config.vocab);
@@ -53,8 +57,9 @@ static shoal_status open_random_data(struct trainer *trainer)
     if (trainer->model_config.vocab > 65536)
         return fail(SHOAL_ERR_CONFIG, "bench step: model.vocab %d is above 65536",
                     trainer->model_config.vocab);
-    SHOAL_TRY(random_tokens(trainer, path, sizeof path));
-    shoal_status status = data_open(&params, &trainer->data);
+    shoal_status status = random_tokens(trainer, path, sizeof path);
+    if (status == SHOAL_OK)
+        status = data_open(&params, &trainer->data);
     unlink(path);
     return status;
 }

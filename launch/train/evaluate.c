@@ -153,7 +153,7 @@ static void log_sample(int64_t step, const char *text)
 shoal_status evaluate_samples(struct trainer *trainer, int64_t step, bool *stop_out)
 {
     const struct config *config = trainer->config;
-    char text[8192];
+    char text[CONFIG_TEXT + 8192]; /* the longest prompt and eval.sample_tokens */
 
     *stop_out = false;
     comm_note(trainer->comm, step, "sampling");

@@ -99,7 +99,8 @@ shoal_status train_memory_take(struct trainer *trainer)
     if (status != SHOAL_OK)
         return status;
     trainer->base_bytes = host_resident_bytes() - host_shared_resident_bytes() +
-                          trainer->library_bytes + LATE_PAGES_BYTES;
+                          trainer->library_bytes + comm_staging_bytes(trainer->comm) +
+                          LATE_PAGES_BYTES;
     status =
         trainer->device->ops->alloc(trainer->device, "training memory", private, &trainer->memory);
     SHOAL_TRY(comm_agree(trainer->comm, status));

@@ -1,6 +1,7 @@
 #include "launch/train/train_internal.h"
 
 #include "runtime/base/host.h"
+#include "runtime/base/log.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -57,6 +58,11 @@ static shoal_status prepare(struct trainer *trainer, struct ckpt *ckpt,
 
     SHOAL_TRY(check_bytes(ckpt));
     SHOAL_TRY(model_config_from_json(ckpt_meta(ckpt)->model_json, &trainer->model_config));
+    if (trainer->model_config.vocab < BYTE_TOKENIZER_VOCAB) {
+        fail(SHOAL_ERR_DATA, "%s: its vocabulary of %d does not hold all bytes", ckpt_path(ckpt),
+             trainer->model_config.vocab);
+        return fail_hint(SHOAL_ERR_DATA, "text can be sampled from models of bytes only");
+    }
     trainer->policy = (struct policy){.n_ranks = 1,
                                       .B = 1,
                                       .T = 1,
@@ -64,10 +70,11 @@ static shoal_status prepare(struct trainer *trainer, struct ckpt *ckpt,
                                       .global = 1,
                                       .compute = DTYPE_F32,
                                       .infer_only = true};
-    trainer->policy.sample_tokens = (int64_t)n_prompt + params->n_tokens + 1;
-    if (trainer->model_config.position == POSITION_LEARNED &&
-        trainer->policy.sample_tokens > trainer->model_config.max_seq)
-        trainer->policy.sample_tokens = trainer->model_config.max_seq;
+    trainer->policy.sample_tokens =
+        setup_sample_tokens(&trainer->model_config, n_prompt, params->n_tokens);
+    if ((int64_t)n_prompt + params->n_tokens > trainer->model_config.max_seq)
+        log_line("warn", "the model has %d positions: the text ends there",
+                 trainer->model_config.max_seq);
     SHOAL_TRY(optim_find("adamw", &trainer->rule));
     SHOAL_TRY(device_open("cpu", &trainer->device));
     SHOAL_TRY(model_create(&trainer->model_config, &trainer->model));

@@ -19,8 +19,11 @@ static shoal_status base_model(const struct config *config, struct model_config 
 {
     if (config->model.from[0] != '\0') {
         struct ckpt *ckpt = NULL;
-        SHOAL_TRY(ckpt_open(config->model.from, &ckpt));
-        shoal_status status = model_config_from_json(ckpt_meta(ckpt)->model_json, out);
+        shoal_status status = ckpt_open(config->model.from, &ckpt);
+        if (status == SHOAL_ERR_NOINPUT)
+            fail_hint(status, "set model.from to a run's directory or a checkpoint");
+        SHOAL_TRY(status);
+        status = model_config_from_json(ckpt_meta(ckpt)->model_json, out);
         ckpt_close(ckpt);
         return status;
     }
@@ -77,11 +80,6 @@ shoal_status setup_model_config(const struct config *config, struct model_config
     if (out->vocab == 0 && bytes)
         out->vocab = BYTE_TOKENIZER_VOCAB;
     apply_words(config, out);
-    if (sized && out->heads > 0 && out->hidden % out->heads != 0) {
-        fail(SHOAL_ERR_CONFIG, "model.heads: %d does not divide model.hidden %d", out->heads,
-             out->hidden);
-        return fail_hint(SHOAL_ERR_CONFIG, "choose heads so that hidden / heads is whole");
-    }
     if (out->max_seq < config->data.seq_len) {
         bool by_hand = config->model.preset[0] == '\0' && config->model.from[0] == '\0';
         if (out->position == POSITION_LEARNED && !by_hand && out->max_seq > 0 && !sized) {
@@ -94,6 +92,9 @@ shoal_status setup_model_config(const struct config *config, struct model_config
     return model_config_check(out);
 }
 
+/* So many terms the exact sum of the losses may have, and so many operations memory can hold. */
+enum { MAX_STEP_TOKENS = 1 << 30, MAX_MICROBATCHES = 1 << 16 };
+
 static bool is_power_of_two(int64_t n)
 {
     return n > 0 && (n & (n - 1)) == 0;
@@ -102,6 +103,7 @@ static bool is_power_of_two(int64_t n)
 static shoal_status batch_arithmetic(const struct config *config, int n_ranks, struct policy *out)
 {
     int64_t global = config->batch.global, per_round = out->B * n_ranks;
+    int64_t most = MAX_STEP_TOKENS / out->T;
 
     if (config->batch.global_tokens > 0) {
         if (config->batch.global_tokens % out->T != 0) {
@@ -121,26 +123,42 @@ static shoal_status batch_arithmetic(const struct config *config, int n_ranks, s
         return fail_hint(SHOAL_ERR_CONFIG, "set batch.global=%lld, or change batch.micro",
                          (long long)(below > 0 ? below : per_round));
     }
+    if (global > most) {
+        fail(SHOAL_ERR_CONFIG,
+             "batch.global: %lld sequences of %lld tokens, at most %d tokens a step",
+             (long long)global, (long long)out->T, MAX_STEP_TOKENS);
+        return fail_hint(SHOAL_ERR_CONFIG, "set batch.global to at most %lld", (long long)most);
+    }
+    if (global / per_round > MAX_MICROBATCHES) {
+        fail(SHOAL_ERR_CONFIG, "batch.global: %lld microbatches per rank and step, at most %d",
+             (long long)(global / per_round), MAX_MICROBATCHES);
+        return fail_hint(SHOAL_ERR_CONFIG, "raise batch.micro, or lower batch.global");
+    }
     out->global = global;
     out->A = (int)(global / per_round);
     return SHOAL_OK;
 }
 
+int64_t setup_sample_tokens(const struct model_config *model, size_t n_prompt, int n_tokens)
+{
+    int64_t n = (int64_t)n_prompt + n_tokens + 1;
+
+    return n < model->max_seq ? n : model->max_seq;
+}
+
 static int64_t longest_sample(const struct config *config, const struct model_config *model)
 {
-    int64_t longest = 0;
+    size_t longest = 0;
 
     /* Prompts are bytes: a model of another vocabulary cannot read them. */
-    if (config->eval.sample_every == 0 || strcmp(config->data.tokenizer, "bytes") != 0)
+    if (config->eval.sample_every == 0 || strcmp(config->data.tokenizer, "bytes") != 0 ||
+        model->vocab < BYTE_TOKENIZER_VOCAB)
         return 0;
     for (int i = 0; i < config->eval.sample_prompts.n; i++) {
-        int64_t n = (int64_t)strlen(config->eval.sample_prompts.items[i]);
+        size_t n = strlen(config->eval.sample_prompts.items[i]);
         longest = n > longest ? n : longest;
     }
-    longest += config->eval.sample_tokens + 1;
-    if (model->position == POSITION_LEARNED && longest > model->max_seq)
-        longest = model->max_seq;
-    return longest;
+    return setup_sample_tokens(model, longest, config->eval.sample_tokens);
 }
 
 shoal_status setup_policy(const struct config *config, const struct model_config *model,
@@ -180,6 +198,7 @@ shoal_status setup_data(const struct config *config, const struct model_config *
     struct data_params params = {.train = paths,
                                  .n_train = (size_t)config->data.train.n,
                                  .val = config->data.val,
+                                 .format = data_format_named(config->data.format),
                                  .tokenizer = config->data.tokenizer,
                                  .seq_len = config->data.seq_len,
                                  .vocab = model->vocab,
@@ -191,9 +210,6 @@ shoal_status setup_data(const struct config *config, const struct model_config *
     }
     for (int i = 0; i < config->data.train.n; i++)
         paths[i] = config->data.train.items[i];
-    for (int format = DATA_AUTO; format <= DATA_LLMC; format++)
-        if (strcmp(config->data.format, data_format_name((enum data_format)format)) == 0)
-            params.format = (enum data_format)format;
     return data_open(&params, data_out);
 }
 
@@ -210,7 +226,13 @@ shoal_status setup_optimizer(const struct config *config, const struct optim_rul
                                       .beta1 = config->optimizer.betas[0],
                                       .beta2 = config->optimizer.betas[1],
                                       .eps = config->optimizer.eps,
-                                      .weight_decay = config->optimizer.weight_decay};
+                                      .weight_decay = config->optimizer.weight_decay,
+                                      .momentum = config->optimizer.momentum,
+                                      .nesterov = config->optimizer.nesterov,
+                                      .beta3 = config->optimizer.beta3,
+                                      .alpha = config->optimizer.alpha,
+                                      .slow_warmup_steps = config->optimizer.slow_warmup_steps,
+                                      .gamma = config->optimizer.gamma};
     *lr_out = (struct lr_params){.lr = config->optimizer.lr,
                                  .min_lr = config->optimizer.min_lr,
                                  .warmup_steps = config->optimizer.warmup_steps,

@@ -128,10 +128,35 @@ static shoal_status choose_checkpoint(struct trainer *trainer, char *path, size_
     shoal_status status = ckpt_open(root, &ckpt);
     if (status == SHOAL_ERR_NOINPUT && strcmp(resume, "auto") == 0)
         return SHOAL_OK;
+    if (status == SHOAL_ERR_NOINPUT)
+        fail_hint(status,
+                  is_number ? "`shoal ckpt ls %s` lists the steps there are"
+                            : "set checkpoint.resume=auto to continue in %s",
+                  trainer->config->run.out);
     SHOAL_TRY(status);
     snprintf(path, n_bytes, "%s", ckpt_path(ckpt));
     ckpt_close(ckpt);
     return SHOAL_OK;
+}
+
+/* Checkpoints above the step we start from are of another past: `auto` would go on from them. */
+static void warn_of_later_steps(const struct trainer *trainer)
+{
+    const char *out = trainer->config->run.out;
+    bool chosen = strcmp(trainer->config->checkpoint.resume, "auto") != 0;
+    struct ckpt_entry *entries = NULL;
+    size_t n = 0, i = 0;
+
+    if (!chosen || comm_rank(trainer->comm) != 0 || ckpt_list(out, &entries, &n) != SHOAL_OK)
+        return;
+    while (i < n && entries[i].state != CKPT_COMPLETE)
+        i++;
+    if (i < n && entries[i].step > trainer->first_step)
+        log_line("warn",
+                 "%s holds a checkpoint of step %lld from before: remove it, or a later "
+                 "checkpoint.resume=auto continues there",
+                 out, (long long)entries[i].step);
+    free(entries);
 }
 
 static shoal_status check_same_run(const struct trainer *trainer, const struct ckpt_meta *meta)
@@ -168,6 +193,25 @@ static void adopt_meta(struct trainer *trainer, const struct ckpt_meta *meta)
     json_decref(optimizer);
 }
 
+/* In portions, so that ranks that are done already see this one's progress. */
+static shoal_status read_pieces(struct trainer *trainer, struct ckpt *ckpt,
+                                struct ckpt_piece *pieces, size_t n)
+{
+    enum { PORTION = 1 << 26 }; /* elements */
+
+    for (size_t i = 0; i < n;) {
+        size_t begin = i;
+        int64_t elements = 0;
+        while (i < n && elements < PORTION) {
+            elements += pieces[i].end - pieces[i].begin;
+            i++;
+        }
+        comm_note(trainer->comm, 0, "loading");
+        SHOAL_TRY(ckpt_read(ckpt, trainer->build->layout, pieces + begin, i - begin));
+    }
+    return SHOAL_OK;
+}
+
 static shoal_status load_from(struct trainer *trainer, const char *path, bool weights_only)
 {
     struct ckpt *ckpt = NULL;
@@ -186,7 +230,7 @@ static shoal_status load_from(struct trainer *trainer, const char *path, bool we
                 pieces[kept++] = pieces[i];
         n = kept;
     }
-    SHOAL_TRY_GOTO(ckpt_read(ckpt, trainer->build->layout, pieces, n), end);
+    SHOAL_TRY_GOTO(read_pieces(trainer, ckpt, pieces, n), end);
     if (!weights_only)
         adopt_meta(trainer, ckpt_meta(ckpt));
 
@@ -219,6 +263,7 @@ shoal_status state_resume(struct trainer *trainer)
         log_line("resume", "weights from %s, new optimizer state", from);
     else
         log_line("resume", "none found (%s): starting anew", trainer->config->checkpoint.resume);
+    warn_of_later_steps(trainer);
     return state_publish(trainer);
 }
 
@@ -228,11 +273,14 @@ static shoal_status make_meta(struct trainer *trainer, int64_t step, struct ckpt
 {
     const struct policy *policy = &trainer->policy;
 
+    const struct optim_hyper *h = &trainer->hyper;
     snprintf(optimizer, n_optimizer,
              "{\"name\":\"%s\",\"updates\":%lld,\"betas\":[%.17g,%.17g],\"eps\":%.17g,"
-             "\"weight_decay\":%.17g,\"convention\":\"pytorch\"}",
-             trainer->rule->name, (long long)trainer->updates, trainer->hyper.beta1,
-             trainer->hyper.beta2, trainer->hyper.eps, trainer->hyper.weight_decay);
+             "\"weight_decay\":%.17g,\"momentum\":%.17g,\"nesterov\":%s,\"beta3\":%.17g,"
+             "\"alpha\":%.17g,\"gamma\":%.17g,\"convention\":\"pytorch\"}",
+             trainer->rule->name, (long long)trainer->updates, h->beta1, h->beta2, h->eps,
+             h->weight_decay, h->momentum, h->nesterov ? "true" : "false", h->beta3, h->alpha,
+             h->gamma);
     snprintf(topology, n_topology,
              "{\"world_size\":%d,\"zero_stage\":%d,\"order\":\"%s\",\"hosts\":%d,\"mpi\":\"%s\"}",
              policy->n_ranks, policy->stage, policy->vertical ? "vertical" : "horizontal",

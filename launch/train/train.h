@@ -7,7 +7,7 @@
 #include <stdio.h>
 
 /*
- * Training: the one place that knows all folders.  build.c turns (model, layout, policy)
+ * Training: the one place that knows all folders.  build_*.c turn (model, layout, policy)
  * into schedules; trainer.c runs them.  Everything here prints human lines to stderr through
  * the log, results that were asked for (plan, sampled text) to `out`.
  */

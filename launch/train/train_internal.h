@@ -188,6 +188,9 @@ shoal_status setup_data(const struct config *config, const struct model_config *
 shoal_status setup_optimizer(const struct config *config, const struct optim_rule **rule_out,
                              struct optim_hyper *hyper_out, struct lr_params *lr_out);
 int setup_threads(const struct config *config, const struct comm *comm);
+
+/* Positions that a text takes: its end token, prompt and continuation, or all that the model has. */
+int64_t setup_sample_tokens(const struct model_config *model, size_t n_prompt, int n_tokens);
 shoal_status setup_agree_config(struct comm *comm, const struct config *config);
 
 /* memory.c: the plan's memory, its table and the comparison at the end. */

@@ -23,6 +23,10 @@ static shoal_status make_directories(const char *path)
 {
     char partial[CONFIG_TEXT + 64];
 
+    if (path[0] == '\0') {
+        fail(SHOAL_ERR_CONFIG, "run.out: is empty, expected a directory");
+        return fail_hint(SHOAL_ERR_CONFIG, "set run.out to a place that can be written");
+    }
     snprintf(partial, sizeof partial, "%s", path);
     for (char *p = partial + 1;; p++) {
         if (*p != '/' && *p != '\0')
@@ -88,6 +92,31 @@ shoal_status train_open_compute(struct trainer *trainer)
     return train_memory_warm_up(trainer);
 }
 
+/* Where this rank's timeline goes; false: nowhere. */
+static bool trace_path(const struct trainer *trainer, char *out, size_t n_bytes)
+{
+    const char *trace = trainer->config->log.trace;
+
+    snprintf(out, n_bytes, "%s.rank%d.json", trace, trainer->policy.rank);
+    return trace[0] != '\0';
+}
+
+/* It is written after the last step: a place that cannot be written is found now. */
+static shoal_status try_trace(const struct trainer *trainer)
+{
+    char path[CONFIG_TEXT + 32];
+
+    if (!trace_path(trainer, path, sizeof path))
+        return SHOAL_OK;
+    FILE *file = fopen(path, "a");
+    if (file == NULL) {
+        fail(SHOAL_ERR_CANTCREATE, "log.trace: cannot write %s: %s", path, strerror(errno));
+        return fail_hint(SHOAL_ERR_CANTCREATE, "set log.trace to a place that can be written");
+    }
+    fclose(file);
+    return SHOAL_OK;
+}
+
 static shoal_status open_parts(struct trainer *trainer)
 {
     const struct config *config = trainer->config;
@@ -96,6 +125,7 @@ static shoal_status open_parts(struct trainer *trainer)
     SHOAL_TRY(model_config_to_json(&trainer->model_config, &trainer->model_json));
     SHOAL_TRY(config_to_yaml(config, &trainer->config_yaml));
     SHOAL_TRY(setup_data(config, &trainer->model_config, &trainer->data));
+    SHOAL_TRY(try_trace(trainer));
     return comm_rank(trainer->comm) == 0 ? write_config(trainer) : SHOAL_OK;
 }
 
@@ -144,7 +174,7 @@ static shoal_status prepare(struct trainer *trainer)
     report_banner(trainer);
     SHOAL_TRY(open_store(trainer));
     SHOAL_TRY(train_memory_take(trainer));
-    SHOAL_TRY(state_pieces(trainer, true, &trainer->pieces, &trainer->n_pieces));
+    SHOAL_TRY(comm_agree(comm, state_pieces(trainer, true, &trainer->pieces, &trainer->n_pieces)));
     comm_note(comm, 0, "loading");
     SHOAL_TRY(state_resume(trainer));
     shoal_status status = SHOAL_OK;
@@ -264,9 +294,8 @@ static shoal_status write_trace(const struct trainer *trainer)
 {
     char path[CONFIG_TEXT + 32];
 
-    if (trainer->config->log.trace[0] == '\0')
+    if (!trace_path(trainer, path, sizeof path))
         return SHOAL_OK;
-    snprintf(path, sizeof path, "%s.rank%d.json", trainer->config->log.trace, trainer->policy.rank);
     return exec_trace_write(trainer->step, trainer->policy.rank, path);
 }
 
@@ -286,9 +315,13 @@ static shoal_status run(struct trainer *trainer, bool dry_run)
     }
     if (trainer->first_step == 0 && trainer->decode != NULL)
         SHOAL_TRY(evaluate_samples(trainer, 0, &stop));
-    SHOAL_TRY(loop(trainer));
-    SHOAL_TRY(comm_agree(trainer->comm, write_trace(trainer)));
+    shoal_status status = loop(trainer);
+    if (status != SHOAL_OK && status != SHOAL_ERR_STOPPED)
+        return status;
     SHOAL_TRY(train_memory_log_measured(trainer));
+    if (status == SHOAL_ERR_STOPPED)
+        return status;
+    SHOAL_TRY(comm_agree(trainer->comm, write_trace(trainer)));
     log_line("done", "%lld steps, loss %.4f", (long long)trainer->config->steps,
              trainer->last_loss);
     return SHOAL_OK;

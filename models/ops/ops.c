@@ -184,14 +184,12 @@ shoal_status op_norm_backward(struct ops *ops, enum norm_kind kind, int64_t N, i
 
 /* ---- attention ---- */
 
-enum { HEAD_SIZE_MAX = 256 };
-
 static shoal_status check_head_size(const char *op, int D)
 {
-    if (D > 0 && D <= HEAD_SIZE_MAX && D % 2 == 0)
+    if (D > 0 && D <= ATTENTION_HEAD_MAX && D % 2 == 0)
         return SHOAL_OK;
     return fail(SHOAL_ERR_INTERNAL, "%s: expected an even head size up to %d, found %d", op,
-                HEAD_SIZE_MAX, D);
+                ATTENTION_HEAD_MAX, D);
 }
 
 static shoal_status check_attention(const char *op, const struct attention_shape *s)

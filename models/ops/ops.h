@@ -125,6 +125,9 @@ shoal_status op_norm_backward(struct ops *ops, enum norm_kind kind, int64_t N, i
 
 /* ---- attention ---- */
 
+/* The largest head size, which must be even. */
+enum { ATTENTION_HEAD_MAX = 256 };
+
 struct attention_shape {
     int64_t B, T;
     int H, K, D; /* H a multiple of K */

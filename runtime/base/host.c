@@ -96,6 +96,29 @@ static uint64_t cgroup_number(const char *cgroup, const char *file_name, uint64_
     return value;
 }
 
+/* Bytes of cached files in a group: they count as used, but make room when memory is wanted. */
+static uint64_t cgroup_cache_bytes(const char *cgroup)
+{
+    char path[PATH_BYTES];
+    char line[LINE_BYTES];
+    uint64_t sum = 0;
+
+    if (snprintf(path, sizeof path, "/sys/fs/cgroup%s/memory.stat", cgroup) >= (int)sizeof path)
+        return 0;
+    FILE *file = fopen(path, "re");
+    if (file == NULL)
+        return 0;
+    while (fgets(line, sizeof line, file) != NULL) {
+        uint64_t n_bytes;
+
+        if (sscanf(line, "active_file %" SCNu64, &n_bytes) == 1 ||
+            sscanf(line, "inactive_file %" SCNu64, &n_bytes) == 1)
+            sum += n_bytes;
+    }
+    fclose(file);
+    return sum;
+}
+
 /*
  * Containers and batch systems bound a process by control groups (version 2), where any group up
  * to the root may hold the limit.  Lowers *total and *available to the tightest of them.
@@ -112,7 +135,9 @@ static void apply_cgroup_limits(uint64_t *total, uint64_t *available)
     for (char *end = cgroup + strlen(cgroup); end != NULL; end = strrchr(cgroup, '/')) {
         *end = '\0';
         const uint64_t limit = cgroup_number(cgroup, "memory.max", UINT64_MAX);
-        const uint64_t used = cgroup_number(cgroup, "memory.current", 0);
+        const uint64_t charged = cgroup_number(cgroup, "memory.current", 0);
+        const uint64_t cached = cgroup_cache_bytes(cgroup);
+        const uint64_t used = charged > cached ? charged - cached : 0;
         const uint64_t rest = limit > used ? limit - used : 0;
 
         *total = limit < *total ? limit : *total;

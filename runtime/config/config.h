@@ -22,7 +22,7 @@
 enum {
     CONFIG_TEXT = 512,    /* bytes of a text with its final zero */
     CONFIG_LIST = 64,     /* items of a list */
-    CONFIG_MAX_KEYS = 64, /* rows of the key table */
+    CONFIG_MAX_KEYS = 96, /* rows of the key table */
 };
 
 struct config_list {
@@ -61,7 +61,13 @@ struct config {
         int64_t warmup_steps;
         char schedule[16];
         double betas[2];
-        double eps, weight_decay, grad_clip;
+        double eps, weight_decay;
+        double momentum;
+        bool nesterov;
+        double beta3, alpha;
+        int64_t slow_warmup_steps;
+        double gamma;
+        double grad_clip;
         char on_nonfinite[8]; /* stop | skip */
     } optimizer;
     struct {

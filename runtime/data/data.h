@@ -63,6 +63,9 @@ struct data_info {
 struct data_info data_info(const struct data *data);
 const char *data_format_name(enum data_format format);
 
+/* The format called `name` (auto, text, jsonl, nanogpt, llmc); DATA_AUTO for any other word. */
+enum data_format data_format_named(const char *name);
+
 /*
  * The seq_len + 1 tokens of the i-th training sequence of the run (i = 0, 1, ...; epoch
  * i / n_windows): tokens[0 .. T-1] are inputs, tokens[1 .. T] targets.

@@ -20,6 +20,14 @@ const char *data_format_name(enum data_format format)
     return "unknown";
 }
 
+enum data_format data_format_named(const char *name)
+{
+    for (int format = DATA_AUTO; format <= DATA_LLMC; format++)
+        if (strcmp(name, data_format_name((enum data_format)format)) == 0)
+            return (enum data_format)format;
+    return DATA_AUTO;
+}
+
 static bool has_suffix(const char *path, const char *suffix)
 {
     size_t n = strlen(path);

@@ -5,8 +5,8 @@
 #include <stdint.h>
 
 /*
- * Metrics: metrics.jsonl (an object per logged step) and events.jsonl (eval, ckpt, signal,
- * warn) in the run directory, appended line by line with one write(2).  Only rank 0 has one.
+ * Metrics: metrics.jsonl (an object per logged step) and events.jsonl (eval, sample, ckpt) in
+ * the run directory, appended line by line with one write(2).  Only rank 0 has one.
  * After a resume at step s, lines of steps > s from the lost part are cut off at opening.
  *
  * A line that a crash left incomplete is cut off as well, so what a reader sees is whole lines.

@@ -6,6 +6,9 @@
 
 enum { SLOT_ALIGN = 4096, SLOT_NAME_BYTES = 48 };
 
+/* More than any address space, and far from where sums of sizes wrap around. */
+static const size_t SPACE_MAX_BYTES = (size_t)1 << 56;
+
 struct slot {
     char name[SLOT_NAME_BYTES];
     enum plan_row row;
@@ -41,6 +44,9 @@ void plan_destroy(struct plan *plan)
 shoal_status plan_slot(struct plan *plan, const char *name, enum plan_row row, enum space space,
                        size_t n_bytes, int *slot_out)
 {
+    if (n_bytes > SPACE_MAX_BYTES || plan->used[space] > SPACE_MAX_BYTES - n_bytes)
+        return fail(SHOAL_ERR_NOMEM, "plan: slot %s of %zu bytes is beyond the address space", name,
+                    n_bytes);
     if (plan->n_slots == plan->cap_slots) {
         int cap = plan->cap_slots == 0 ? 64 : 2 * plan->cap_slots;
         struct slot *slots = realloc(plan->slots, (size_t)cap * sizeof *slots);
@@ -106,7 +112,7 @@ const char *plan_row_name(enum plan_row row)
         [PLAN_OPTIM] = "optimizer", [PLAN_GRAD] = "gradients",
         [PLAN_GATHER] = "gathered", [PLAN_ACTIVATION] = "activations",
         [PLAN_SCRATCH] = "scratch", [PLAN_DATA] = "tokens",
-        [PLAN_CACHE] = "k/v cache", [PLAN_STAGING] = "checkpoint staging"};
+        [PLAN_CACHE] = "k/v cache"};
 
     return names[row];
 }

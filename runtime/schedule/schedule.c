@@ -2,6 +2,7 @@
 
 #include "runtime/schedule/schedule_internal.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -66,6 +67,8 @@ static shoal_status reserve(void **table, int count, int *capacity, size_t row_b
 {
     if (count < *capacity)
         return SHOAL_OK;
+    if (*capacity > INT_MAX / 2)
+        return fail(SHOAL_ERR_NOMEM, "schedule: a table of %d rows cannot grow", *capacity);
     int bigger = *capacity == 0 ? 256 : 2 * *capacity;
     void *rows = realloc(*table, (size_t)bigger * row_bytes);
     if (rows == NULL)
@@ -79,7 +82,7 @@ void op_uses(struct op *op, struct slot_ref ref, enum access access)
 {
     if (ref.slot < 0)
         return;
-    for (int i = 0; i < op->n_slots; i++)
+    for (int i = 0; i < op->n_slots && i < OP_MAX_SLOTS; i++)
         if (op->slots[i].slot == ref.slot) {
             if (access == ACCESS_WRITE)
                 op->slots[i].access = ACCESS_WRITE;

@@ -41,7 +41,6 @@ enum plan_row {
     PLAN_SCRATCH,    /* temporaries of operations */
     PLAN_DATA,       /* token windows */
     PLAN_CACHE,      /* key/value cache for sampling */
-    PLAN_STAGING,    /* checkpoint I/O buffers */
     PLAN_ROW_COUNT
 };
 

@@ -115,7 +115,7 @@ Test(ckpt_damage, a_flipped_payload_bit_is_named_with_file_tensor_and_bytes)
     /* exp_avg_sq of the QKV matrix, wherever rank 1 put it. */
     size_t n = 0;
     int kind = ckpt_find_kind(ckpt, "exp_avg_sq");
-    size_t first = shards_find(ckpt->shards, ckpt->n_shards, 2, (uint32_t)kind, &n);
+    size_t first = ckpt_shards_find(ckpt->shards, ckpt->n_shards, 2, (uint32_t)kind, &n);
 
     cr_assert_eq(n, 2);
     long at = (long)ckpt->shards[first + 1].byte_off + 1001;
@@ -273,12 +273,13 @@ static void write_image(const char *image, size_t n)
     char text[512];
 
     file_in_step(dir, root, 2, "");
-    cr_assert_eq(commit_read(dir, &commit), SHOAL_OK, "%s", shoal_last_error());
+    cr_assert_eq(ckpt_commit_read(dir, &commit), SHOAL_OK, "%s", shoal_last_error());
     commit.manifest_bytes = n;
-    commit.manifest_crc = crc32c(0, image, n);
-    cr_assert_eq(fs_write_file(dir, "manifest.h5", image, n), SHOAL_OK);
-    cr_assert_eq(fs_write_file(dir, "COMMIT", text, commit_format(text, sizeof text, &commit)),
-                 SHOAL_OK);
+    commit.manifest_crc = ckpt_crc32c(0, image, n);
+    cr_assert_eq(ckpt_fs_write_file(dir, "manifest.h5", image, n), SHOAL_OK);
+    cr_assert_eq(
+        ckpt_fs_write_file(dir, "COMMIT", text, ckpt_commit_format(text, sizeof text, &commit)),
+        SHOAL_OK);
 }
 
 /* Find the tables in the image by what they must contain. */
@@ -301,7 +302,7 @@ Test(ckpt_damage, mutated_manifests_with_a_fitting_checksum_never_crash_the_read
 
     cr_assert_eq(ckpt_open(root, &ckpt), SHOAL_OK);
     file_in_step(path, root, 2, "manifest.h5");
-    cr_assert_eq(fs_read_file(path, 1 << 26, &image, &n), SHOAL_OK);
+    cr_assert_eq(ckpt_fs_read_file(path, 1 << 26, &image, &n), SHOAL_OK);
 
     /* The regions that HDF5's own checksums do not cover: the rows. */
     size_t shards_at = find_bytes(image, n, &ckpt->files[0], sizeof(struct file_row));
@@ -364,14 +365,14 @@ Test(ckpt_damage, extents_that_leave_their_file_or_overlap_are_refused)
     do {                                                                                           \
         memcpy(rows, ckpt->shards, n * sizeof *rows);                                              \
         change;                                                                                    \
-        cr_expect_eq(shards_check(SHOAL_ERR_DATA, "test", &space, rows, n), SHOAL_ERR_DATA,        \
+        cr_expect_eq(ckpt_shards_check(SHOAL_ERR_DATA, "test", &space, rows, n), SHOAL_ERR_DATA,   \
                      #change);                                                                     \
         cr_expect_neq(strstr(shoal_last_error(), why), NULL, "%s: %s", #change,                    \
                       shoal_last_error());                                                         \
     } while (0)
 
     memcpy(rows, ckpt->shards, n * sizeof *rows);
-    cr_expect_eq(shards_check(SHOAL_ERR_DATA, "test", &space, rows, n), SHOAL_OK);
+    cr_expect_eq(ckpt_shards_check(SHOAL_ERR_DATA, "test", &space, rows, n), SHOAL_OK);
     EXPECT_REFUSED(rows[0].tensor = 99, "does not exist");
     EXPECT_REFUSED(rows[0].rank = 2, "does not exist");
     EXPECT_REFUSED(rows[0].kind = 0xffffffff, "does not exist");

@@ -298,3 +298,28 @@ Test(ckpt_roundtrip, many_tensors_keep_their_metadata_outside_the_payload)
     ckpt_close(ckpt);
     layout_destroy(layout);
 }
+
+/* A checksum table of more than a page, and tensors too small to be aligned behind it. */
+Test(ckpt_roundtrip, a_table_of_many_blocks_precedes_small_tensors)
+{
+    enum { TENSORS = 700 };
+    struct layout *layout = NULL;
+    struct job job = {.root = root, .step = 7};
+    int64_t step = -1;
+    int64_t wrong = -1;
+
+    cr_assert_eq(layout_create(&layout), SHOAL_OK);
+    cr_assert_eq(layout_add_unit(layout, "block.0"), SHOAL_OK);
+    for (int i = 0; i < TENSORS; i++) {
+        struct tensor t = {.role = ROLE_BIAS, .ndim = 1, .shape = {1 + (i * 37) % 1500}};
+
+        snprintf(t.name, sizeof t.name, "h.%d.bias", i);
+        cr_assert_eq(layout_add_tensor(layout, &t), SHOAL_OK);
+    }
+    job.layout = layout;
+    cr_assert_eq(save_with(1, &job), SHOAL_OK, "%s", shoal_last_error());
+    cr_assert_eq(read_back(root, layout, 2, &step, &wrong), SHOAL_OK, "%s", shoal_last_error());
+    cr_expect_eq(step, 7);
+    cr_expect_eq(wrong, 0);
+    layout_destroy(layout);
+}

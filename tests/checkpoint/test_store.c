@@ -1,3 +1,4 @@
+#include "checkpoint/checkpoint_internal.h"
 #include "tests/checkpoint/support.h"
 
 #include <criterion/criterion.h>
@@ -242,4 +243,24 @@ Test(ckpt_store, list_tells_whole_broken_unfinished_and_deleted_apart)
     cr_expect_neq(strstr(entries[2].why, "has no COMMIT"), NULL, "%s", entries[2].why);
     cr_expect_eq(entries[3].state, CKPT_DELETED);
     free(entries);
+}
+
+Test(ckpt_store, a_failed_read_leaves_the_engine_usable)
+{
+    struct io_engine *engine = NULL;
+    struct io_file *file = NULL;
+    char path[300];
+    char buffer[8192];
+    uint32_t crc = 0;
+
+    snprintf(path, sizeof path, "%s/short", root);
+    cr_assert_eq(ckpt_fs_write_file(root, "short", "abc", 3), SHOAL_OK);
+    cr_assert_eq(io_engine_create(4, true, &engine), SHOAL_OK);
+    cr_assert_eq(io_file_open(engine, path, false, &file), SHOAL_OK);
+    cr_assert_eq(ckpt_crc_range(engine, file, buffer, sizeof buffer, 0, sizeof buffer, &crc),
+                 SHOAL_ERR_IO);
+    cr_assert_eq(ckpt_crc_range(engine, file, buffer, sizeof buffer, 0, 3, &crc), SHOAL_OK, "%s",
+                 shoal_last_error());
+    io_file_close(file);
+    io_engine_destroy(engine);
 }

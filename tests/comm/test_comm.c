@@ -54,3 +54,15 @@ Test(comm, ring_reduction_is_right_to_rounding)
 
     cr_assert_eq(code, 0, "exit %d\n%s", code, output);
 }
+
+Test(comm, machines_that_share_no_memory_give_the_same_bits)
+{
+    char output[8192];
+    const char *const argv[] = {
+        "mpirun", "-launcher", "fork", "-hosts", "m0,m1",
+        "-ppn",   "2",         "-n",   "4",      SHOAL_BUILD_DIR "/world/comm_collectives",
+        "0",      NULL};
+    int code = run_command(argv, 120, output, sizeof output, NULL);
+
+    cr_assert_eq(code, 0, "exit %d\n%s", code, output);
+}

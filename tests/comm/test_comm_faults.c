@@ -29,6 +29,18 @@ static void run_fault(const char *mode, const char *per_host, const char *timeou
         run_command(argv, 60, outcome->output, sizeof outcome->output, &outcome->seconds);
 }
 
+/* The launcher believes that these are four machines of one rank, or two of two ranks. */
+static void run_fault_on_machines(const char *mode, const char *per_machine,
+                                  struct outcome *outcome)
+{
+    const char *const argv[] = {"mpirun", "-launcher", "fork", "-hosts", "m0,m1,m2,m3",
+                                "-ppn",   per_machine, "-n",   "4",      WORKER,
+                                mode,     "0",         "5",    NULL};
+
+    outcome->code =
+        run_command(argv, 60, outcome->output, sizeof outcome->output, &outcome->seconds);
+}
+
 /* Processes that run the worker with these arguments (zombies have no command line). */
 static int running(const char *mode, const char *per_host)
 {
@@ -88,6 +100,12 @@ static void expect(const struct outcome *outcome, int code, double limit_s, cons
               outcome->output);
 }
 
+/* What `shoal` itself would have shown: rank 0's last line, or one of the library's. */
+static int lines_told(const struct outcome *outcome)
+{
+    return count_of(outcome->output, "error   rank ") + count_of(outcome->output, "failed  [rank ");
+}
+
 static struct outcome outcome;
 
 Test(comm_faults, a_killed_rank_is_named_with_its_last_step)
@@ -128,6 +146,7 @@ Test(comm_faults, a_rank_that_does_not_arrive_is_named_by_the_others)
 {
     run_fault("hang", "0", "2", &outcome);
     expect(&outcome, 69, 6.0, "did not arrive at all-reduce (call 3, n = 1) within 2.5 s");
+    cr_assert_eq(lines_told(&outcome), 1, "%s", outcome.output);
     cr_assert_eq(count_of(outcome.output, "-4 rank 1 (pid "), 3, "three ranks learn it:\n%s",
                  outcome.output);
     cr_assert_eq(survivors("hang", "0"), 0);
@@ -138,7 +157,8 @@ Test(comm_faults, a_rank_that_does_not_arrive_is_named_on_other_hosts)
     run_fault("hang", "2", "2", &outcome);
     expect(&outcome, 69, 6.0, "learned by 2: -4 ");
     /* Whichever host times out first tells the others. */
-    cr_assert_eq(count_of(outcome.output, "was last at step 3"), 3, "%s", outcome.output);
+    cr_assert_eq(count_of(outcome.output, "was last at step 3"), 3 + lines_told(&outcome), "%s",
+                 outcome.output);
 }
 
 Test(comm_faults, different_calls_are_an_error_that_names_both)
@@ -167,6 +187,7 @@ Test(comm_faults, a_failure_ends_ranks_that_are_busy_elsewhere)
 {
     run_fault("late", "0", "20", &outcome);
     expect(&outcome, 74, 6.0, "disk is full");
+    cr_assert_geq(lines_told(&outcome), 1, "the failure is not told:\n%s", outcome.output);
     cr_assert_eq(survivors("late", "0"), 0);
 }
 
@@ -190,4 +211,28 @@ Test(comm_faults, a_job_that_was_stopped_and_continued_as_a_whole_goes_on)
     expect(&outcome, 0, 10.0, "learned by 1: 0");
     run_fault("freeze", "2", "1", &outcome);
     expect(&outcome, 0, 10.0, "learned by 1: 0");
+}
+
+Test(comm_faults, a_witness_that_does_not_answer_does_not_hold_up_the_end)
+{
+    run_fault("witness", "0", "5", &outcome);
+    expect(&outcome, 0, 6.0, "learned by 0: 0");
+    cr_assert_eq(survivors("witness", "0"), 0);
+}
+
+Test(comm_faults, a_failure_on_several_machines_is_told_by_the_rank_that_fails)
+{
+    run_fault_on_machines("fail", "1", &outcome);
+    expect(&outcome, 74, 6.0, "failed  [rank 1] rank 1 (");
+    cr_assert_eq(survivors("fail", "0"), 0);
+    run_fault_on_machines("fail", "2", &outcome);
+    expect(&outcome, 74, 6.0, "failed  [rank 1] rank 1 (");
+}
+
+Test(comm_faults, a_killed_rank_of_another_machine_is_named_by_the_witness_there)
+{
+    run_fault_on_machines("kill", "1", &outcome);
+    cr_assert_neq(outcome.code, 0);
+    cr_assert(strstr(outcome.output, "failed  rank 1 (pid ") != NULL, "%s", outcome.output);
+    cr_assert_eq(survivors("kill", "0"), 0);
 }

@@ -72,6 +72,13 @@ Test(model_config, wrong_sizes_are_refused_by_key)
     cr_expect_eq(model_config_check(&c), SHOAL_ERR_CONFIG);
     expect_error_with("model.head_size: expected an even size");
 
+    /* Attention wants it even for learned positions, too, and not above what its buffers hold. */
+    c.position = POSITION_LEARNED;
+    cr_expect_eq(model_config_check(&c), SHOAL_ERR_CONFIG);
+    c.head_size = 258;
+    cr_expect_eq(model_config_check(&c), SHOAL_ERR_CONFIG);
+    expect_error_with("model.head_size: expected an even size up to 256, found 258");
+
     c = good;
     c.vocab = 1 << 30;
     cr_expect_eq(model_config_check(&c), SHOAL_ERR_CONFIG);

@@ -1,19 +1,6 @@
-#include "optim/optim.h"
-#include "runtime/base/rng.h"
 #include "tests/fixtures/adamw_torch.h"
+#include "tests/optim/rules.h"
 #include "tests/tolerance.h"
-
-#include <criterion/criterion.h>
-#include <float.h>
-#include <math.h>
-#include <string.h>
-
-enum { N = 1031 };
-
-struct buffers {
-    float grad[N], master[N], m[N], v[N];
-    bf16_t param[N];
-};
 
 static const struct optim_rule *adamw;
 
@@ -23,74 +10,6 @@ static void find_adamw(void)
 }
 
 TestSuite(adamw, .init = find_adamw);
-
-static const struct optim_hyper hyper = {
-    .lr = 3e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1};
-
-static struct optim_extent extent_at(struct buffers *b, size_t begin, size_t n)
-{
-    return (struct optim_extent){
-        .n = n,
-        .grad = b->grad + begin,
-        .grad_scale = 0.75f,
-        .decay = true,
-        .master = b->master + begin,
-        .states = {b->m + begin, b->v + begin},
-        .param = b->param + begin,
-    };
-}
-
-static uint32_t bits_of(float x)
-{
-    uint32_t bits;
-
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static float float_of(uint32_t bits)
-{
-    float x;
-
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-static void fill_ordinary(struct buffers *b, uint64_t seed)
-{
-    memset(b, 0, sizeof *b);
-    rng_fill_normal(seed, RNG_STREAM_INIT, 0, 0, N, 0.1f, b->grad);
-    rng_fill_normal(seed, RNG_STREAM_INIT, 1, 0, N, 1.0f, b->master);
-    rng_fill_normal(seed, RNG_STREAM_INIT, 2, 0, N, 0.1f, b->m);
-    rng_fill_normal(seed, RNG_STREAM_INIT, 3, 0, N, 0.1f, b->v);
-    for (int i = 0; i < N; i++)
-        b->v[i] *= b->v[i];
-}
-
-/* Any 32 bits, or one of the values where arithmetic has corners. */
-static float corner_value(uint64_t seed, uint64_t index)
-{
-    static const uint32_t corners[] = {
-        0x00000000, 0x80000000, 0x00000001, 0x80000001, 0x007fffff, 0x00800000, 0x80800000,
-        0x3f800000, 0xbf800000, 0x7f7fffff, 0xff7fffff, 0x7f800000, 0xff800000, 0x7fc00000,
-        0xffc12345, 0x7f800001, 0x1e3ce508, 0x5f000000, 0x2b8cbccc, 0x00012345,
-    };
-    uint32_t x[4];
-
-    rng_block(seed, RNG_STREAM_SAMPLE, 0, index, x);
-    return float_of(x[0] % 3 == 0 ? x[1] : corners[x[2] % (sizeof corners / sizeof corners[0])]);
-}
-
-static void fill_corners(struct buffers *b, uint64_t seed)
-{
-    memset(b, 0, sizeof *b);
-    for (uint64_t i = 0; i < N; i++) {
-        b->grad[i] = corner_value(seed, 4 * i);
-        b->master[i] = corner_value(seed, 4 * i + 1);
-        b->m[i] = corner_value(seed, 4 * i + 2);
-        b->v[i] = corner_value(seed, 4 * i + 3);
-    }
-}
 
 static float stored(float x)
 {
@@ -139,7 +58,7 @@ Test(adamw, scalar_kernel_follows_the_order_written_in_the_header)
 
     for (int64_t step = 1; step <= 1000; step = step * 3 + 1) {
         for (int decay = 0; decay <= 1; decay++) {
-            const struct optim_scalars scalars = adamw->scalars(&hyper, step);
+            const struct optim_scalars scalars = adamw->scalars(&ordinary, step);
             struct optim_extent got_extent = extent_at(&got, 0, N);
             struct optim_extent want_extent = extent_at(&want, 0, N);
 
@@ -147,7 +66,7 @@ Test(adamw, scalar_kernel_follows_the_order_written_in_the_header)
             fill_corners(&want, (uint64_t)step);
             got_extent.decay = want_extent.decay = decay == 1;
             adamw->kernel_scalar(&scalars, &got_extent);
-            update_by_the_contract(&hyper, step, &want_extent);
+            update_by_the_contract(&ordinary, step, &want_extent);
             cr_assert_arr_eq(&got, &want, sizeof got, "step %d", (int)step);
         }
     }
@@ -162,7 +81,7 @@ static void check_form(const char *isa)
     if (kernel == NULL)
         cr_skip_test("this CPU has no %s", isa);
     for (uint64_t round = 0; round < 300; round++) {
-        const struct optim_scalars scalars = adamw->scalars(&hyper, (int64_t)round + 1);
+        const struct optim_scalars scalars = adamw->scalars(&ordinary, (int64_t)round + 1);
         const size_t begin = round % 19;
         const size_t n = round < 100 ? round : N - begin - round % 7;
         struct optim_extent got_extent = extent_at(&got, begin, n);
@@ -192,7 +111,7 @@ Test(adamw, bytes_do_not_depend_on_how_the_extent_is_cut)
 {
     static struct buffers whole;
     static struct buffers cut;
-    const struct optim_scalars scalars = adamw->scalars(&hyper, 12);
+    const struct optim_scalars scalars = adamw->scalars(&ordinary, 12);
 
     fill_ordinary(&whole, 3);
     const struct optim_extent all = extent_at(&whole, 0, N);
@@ -212,13 +131,12 @@ Test(adamw, bytes_do_not_depend_on_how_the_extent_is_cut)
 Test(adamw, zero_gradient_and_state_move_the_weight_by_decay_alone)
 {
     static struct buffers b;
-    const struct optim_scalars scalars = adamw->scalars(&hyper, 1);
+    const struct optim_scalars scalars = adamw->scalars(&ordinary, 1);
     struct optim_extent extent = extent_at(&b, 0, N);
 
     fill_ordinary(&b, 1);
     memset(b.grad, 0, sizeof b.grad);
-    memset(b.m, 0, sizeof b.m);
-    memset(b.v, 0, sizeof b.v);
+    memset(b.states, 0, sizeof b.states);
     const float before = b.master[7];
     adamw->kernel(&scalars, &extent);
     cr_assert_eq(bits_of(b.master[7]), bits_of(before * (float)(1.0 - 3e-3 * 0.1)));
@@ -227,8 +145,8 @@ Test(adamw, zero_gradient_and_state_move_the_weight_by_decay_alone)
     extent.decay = false;
     adamw->kernel(&scalars, &extent);
     cr_assert_eq(bits_of(b.master[7]), bits_of(decayed));
-    cr_assert_eq(bits_of(b.m[7]), 0);
-    cr_assert_eq(bits_of(b.v[7]), 0);
+    cr_assert_eq(bits_of(b.states[0][7]), 0);
+    cr_assert_eq(bits_of(b.states[1][7]), 0);
 }
 
 /* AdamW as the paper writes it, in double, with bias-corrected moments. */
@@ -259,26 +177,25 @@ Test(adamw, follows_a_trajectory_in_double)
     static struct reference ref[N];
 
     fill_ordinary(&b, 8);
-    memset(b.m, 0, sizeof b.m);
-    memset(b.v, 0, sizeof b.v);
+    memset(b.states, 0, sizeof b.states);
     for (int i = 0; i < N; i++)
         ref[i].p = b.master[i];
     for (int64_t step = 1; step <= STEPS; step++) {
-        const struct optim_scalars scalars = adamw->scalars(&hyper, step);
+        const struct optim_scalars scalars = adamw->scalars(&ordinary, step);
         struct optim_extent extent = extent_at(&b, 0, N);
 
         rng_fill_normal(8, RNG_STREAM_SAMPLE, (uint64_t)step, 0, N, 0.1f, b.grad);
         extent.grad_scale = 0.5f;
         adamw->kernel(&scalars, &extent);
         for (int i = 0; i < N; i++)
-            reference_step(&ref[i], &hyper, step, 0.5 * b.grad[i]);
+            reference_step(&ref[i], &ordinary, step, 0.5 * b.grad[i]);
     }
     for (int i = 0; i < N; i++) {
         const struct reference *r = &ref[i];
 
-        check_close(b.m[i], r->m, TOL_ADAMW_M * r->largest_grad, "m", i);
-        check_close(b.v[i], r->v, TOL_ADAMW_V(STEPS) * r->v, "v", i);
-        check_close(b.master[i], r->p, TOL_ADAMW_P(STEPS, fabs(r->p), hyper.lr), "p", i);
+        check_close(b.states[0][i], r->m, TOL_ADAMW_M * r->largest_grad, "m", i);
+        check_close(b.states[1][i], r->v, TOL_ADAMW_V(STEPS) * r->v, "v", i);
+        check_close(b.master[i], r->p, TOL_ADAMW_P(STEPS, fabs(r->p), ordinary.lr), "p", i);
         cr_assert_eq(b.param[i], bf16_from_f32(b.master[i]));
     }
 }

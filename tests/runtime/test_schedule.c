@@ -112,9 +112,27 @@ Test(schedule, refuses_an_operation_with_too_many_slots)
 {
     struct op op = {.kind = OP_UPDATE, .run = note, .unit = -1, .index = -1};
 
-    for (int i = 0; i <= OP_MAX_SLOTS; i++)
-        op_uses(&op, slot_at(100 + i, 0), ACCESS_READ);
+    /* Behind the table lie other members: one that looks like a slot must not be written to. */
+    for (int i = 0; i < 4 * OP_MAX_SLOTS; i++)
+        op_uses(&op, slot_at(100 + i, 0), ACCESS_WRITE);
+    op.bytes = 77;
+    op_uses(&op, slot_at(77, 0), ACCESS_WRITE);
+    cr_assert_eq(op.n_slots, 4 * OP_MAX_SLOTS + 1);
+    cr_assert_eq(op.bytes, 77);
     cr_assert_eq(sched_append(sched, &op), SHOAL_ERR_INTERNAL);
+}
+
+Test(schedule, refuses_slots_whose_sum_no_address_space_holds)
+{
+    int slot = -1;
+
+    for (int i = 0; i < 4; i++)
+        cr_assert_eq(plan_slot(plan, "x", PLAN_GRAD, SPACE_WINDOW, (size_t)1 << 54, &slot),
+                     SHOAL_OK);
+    cr_assert_eq(plan_slot(plan, "big", PLAN_GRAD, SPACE_WINDOW, 1, &slot), SHOAL_ERR_NOMEM);
+    cr_assert_eq(plan_slot(plan, "big", PLAN_GRAD, SPACE_SHARED, SIZE_MAX, &slot), SHOAL_ERR_NOMEM);
+    cr_assert_not_null(strstr(shoal_last_error(), "slot big"));
+    cr_assert_eq(plan_space_bytes(plan, SPACE_SHARED), 0);
 }
 
 Test(schedule, plan_sums_are_those_of_the_slots_and_do_not_overlap)

@@ -34,7 +34,7 @@ static void expect(int ranks, const char *const *words, int code, const char *te
     cr_assert_eq(rc, code, "exit %d, want %d\n%s", rc, code, rig_log());
     cr_assert_not_null(strstr(rig_log(), text), "\"%s\" is not in\n%s", text, rig_log());
     cr_assert_not_null(strstr(rig_log(), "hint: "), "no hint\n%s", rig_log());
-    cr_assert_lt(rig_seconds(), 10);
+    cr_assert_lt(rig_seconds(), 30); /* it ends: no waiting for a time-out */
 }
 
 static void write_file(const char *name, const void *data, size_t n)
@@ -111,6 +111,68 @@ Test(faults, kv_heads_that_do_not_divide)
     expect(1, (const char *[]){"model.kv_heads=3", NULL}, 78, "model.kv_heads");
 }
 
+Test(faults, heads_that_attention_cannot_compute)
+{
+    const char *odd[] = {"model.hidden=36", "model.heads=4", "model.position=learned", NULL};
+    const char *large[] = {"model.hidden=1032", "model.heads=4", NULL};
+
+    expect(1, odd, 78, "model.head_size");
+    expect(1, large, 78, "model.head_size");
+}
+
+Test(faults, steps_of_more_tokens_than_can_be_summed)
+{
+    expect(1, (const char *[]){"batch.global_tokens=9007199254740992", NULL}, 78, "tokens a step");
+    expect(1, (const char *[]){"batch.global=1048576", NULL}, 78, "microbatches per rank");
+}
+
+Test(faults, trace_that_cannot_be_written_is_found_before_the_first_step)
+{
+    expect(2, (const char *[]){word("log.trace", "absent/trace"), NULL}, 73, "absent/trace.rank");
+    cr_assert_null(strstr(rig_log(), "step "), "%s", rig_log());
+}
+
+Test(faults, resuming_from_a_step_that_is_not_there)
+{
+    expect(2, (const char *[]){"checkpoint.resume=7", NULL}, 66, "step-000000000007");
+    expect(2, (const char *[]){word("model.from", "absent"), NULL}, 66, "absent");
+}
+
+Test(faults, empty_output_directory)
+{
+    expect(1, (const char *[]){"run.out=", NULL}, 78, "run.out: is empty");
+}
+
+Test(faults, texts_end_where_the_positions_do)
+{
+    char run[200];
+    const char *words[] = {"eval.sample_every=2", "eval.sample_tokens=100",
+                           "eval.sample_prompts=[\"fish\"]", NULL};
+
+    cr_assert_eq(rig_train(directory, "run", 2, rig_words(rig_llama, words)), 0, "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "| fish"), "%s", rig_log());
+    snprintf(run, sizeof run, "%s/run", directory);
+    const char *const sample[] = {"sample", run, "--tokens", "500", NULL};
+    cr_assert_eq(rig_shoal(sample), 0, "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "32 positions"), "%s", rig_log());
+}
+
+/* Prompts are bytes: with ids of 64 tokens a letter would be read behind the embedding's end. */
+Test(faults, vocabularies_smaller_than_bytes_give_no_samples)
+{
+    uint16_t tokens[4096] = {0};
+    char run[200];
+    const char *words[] = {word("data.train", "ids.bin"), "model.vocab=64", "eval.sample_every=1",
+                           "eval.sample_prompts=[\"fish\"]", NULL};
+
+    write_file("ids.bin", tokens, sizeof tokens);
+    cr_assert_eq(rig_train(directory, "run", 1, rig_words(rig_llama, words)), 0, "%s", rig_log());
+    cr_assert_null(strstr(rig_log(), "sample  "), "%s", rig_log());
+    snprintf(run, sizeof run, "%s/run", directory);
+    const char *const sample[] = {"sample", run, "--prompt", "fish", NULL};
+    cr_assert_eq(rig_shoal(sample), 65, "%s", rig_log());
+}
+
 Test(faults, output_directory_that_cannot_be_made)
 {
     write_file("file", "x", 1);
@@ -161,7 +223,7 @@ Test(faults, rank_killed_is_named_and_all_end)
     unsetenv("SHOAL_FAULT");
     cr_assert_neq(rc, 0);
     cr_assert_not_null(strstr(rig_log(), "rank 1"), "%s", rig_log());
-    cr_assert_lt(rig_seconds(), 10);
+    cr_assert_lt(rig_seconds(), 30);
 }
 
 Test(faults, rank_stopped_is_named_and_all_end)
@@ -171,7 +233,7 @@ Test(faults, rank_stopped_is_named_and_all_end)
     unsetenv("SHOAL_FAULT");
     cr_assert_eq(rc, 69, "exit %d\n%s", rc, rig_log());
     cr_assert_not_null(strstr(rig_log(), "rank 1"), "%s", rig_log());
-    cr_assert_lt(rig_seconds(), 12);
+    cr_assert_lt(rig_seconds(), 30);
 }
 
 /* Gradients of one rank become NaN at step 3, in every stage and precision. */

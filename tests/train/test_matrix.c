@@ -168,6 +168,34 @@ Test(matrix, bf16_agrees_across_stages_and_world_sizes)
     rig_cleanup(directory);
 }
 
+/* Any rule x any stage: the same bits. */
+Test(matrix, every_optimizer_agrees_across_stages)
+{
+    static const char *const rules[] = {"adam", "adam_atan2", "ademamix", "adopt",
+                                        "lion", "mars",       "sgd"};
+    const char *directory = rig_directory();
+    char series[RIG_SERIES_BYTES], hash[64];
+
+    for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
+        char rule[48];
+        const char *first[] = {rule, "parallel.zero=0", NULL};
+        const char *second[] = {rule, "parallel.zero=3", "precision.compute=fp32", NULL};
+        const char *third[] = {rule, "parallel.zero=1", "parallel.order=vertical", NULL};
+
+        snprintf(rule, sizeof rule, "optimizer.name=%s", rules[i]);
+        cr_assert_eq(rig_train(directory, "reference", 0, rig_words(rig_llama, first)), 0, "%s",
+                     rig_log());
+        rig_series(directory, "reference", series);
+        rig_hash(directory, "reference", hash);
+        compare(directory, 2, rig_words(rig_llama, second), rule, series, hash);
+        compare(directory, 4, rig_words(rig_llama, third), rule, series, hash);
+        char path[128];
+        snprintf(path, sizeof path, "%s/reference", directory);
+        rig_cleanup(path);
+    }
+    rig_cleanup(directory);
+}
+
 /* The losses really fall: a run that computes nothing would pass all of the above. */
 Test(matrix, the_tiny_model_learns)
 {

@@ -39,7 +39,7 @@ static void expect_the_whole_run(const char *name, const char *what)
 Test(resume, after_sigkill_before_every_step)
 {
     for (int step = 1; step <= 8; step++) {
-        char fault[32], name[16];
+        char fault[32], name[24];
 
         snprintf(fault, sizeof fault, "kill:%d:%d", step, step % 2);
         snprintf(name, sizeof name, "killed%d", step);
@@ -120,6 +120,16 @@ Test(resume, a_finished_run_says_so_and_does_nothing)
     cr_assert_eq(rig_train(directory, "whole", 2, rig_words(rig_llama, eight)), 0);
     cr_assert_not_null(strstr(rig_log(), "nothing to do"), "%s", rig_log());
     expect_the_whole_run("whole", "finished");
+}
+
+Test(resume, starting_anew_beside_later_checkpoints_warns)
+{
+    const char *anew[] = {"checkpoint.resume=never", "steps=2", NULL};
+
+    cr_assert_eq(rig_train(directory, "whole", 2, rig_words(rig_llama, anew)), 0, "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "holds a checkpoint of step 8"), "%s", rig_log());
+    cr_assert_eq(rig_train(directory, "fresh", 2, rig_words(rig_llama, anew)), 0, "%s", rig_log());
+    cr_assert_null(strstr(rig_log(), "holds a checkpoint"), "%s", rig_log());
 }
 
 Test(resume, bf16_keeps_its_bits_too)

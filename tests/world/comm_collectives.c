@@ -274,6 +274,8 @@ static shoal_status check_layout(const struct comm *comm, int ranks_per_host)
     CHECK(ranks_per_host != 1 || L == 1, "%d ranks on a host of one", L);
     CHECK(H == 1 || (L & (L - 1)) == 0, "a host of %d ranks is no subtree", L);
     CHECK(comm_library(comm)[0] != '\0', "the library has no name");
+    CHECK((comm_staging_bytes(comm) > 0) == (H > 1), "%zu bytes of staging for %d hosts",
+          comm_staging_bytes(comm), H);
     return SHOAL_OK;
 }
 
@@ -282,6 +284,7 @@ static shoal_status check_window(struct comm *comm)
     size_t own_bytes = ((size_t)comm_size(comm) * N_MAX + 8) * sizeof(float);
 
     CHECK(comm_window_own(comm) == NULL, "a window before comm_window_create");
+    CHECK(comm_window_create(comm, SIZE_MAX - 5, 1) == SHOAL_ERR_NOMEM, "a size that wraps");
     SHOAL_TRY(comm_window_create(comm, own_bytes, own_bytes));
     CHECK(comm_window_create(comm, own_bytes, own_bytes) == SHOAL_ERR_INTERNAL, "a second window");
     uint64_t before = comm_window_resident_bytes(comm);

@@ -39,6 +39,21 @@ static void stop_for(double seconds)
     sleep_seconds(0.3);
 }
 
+/* The only child of a rank is its witness. */
+static void stop_children(void)
+{
+    char path[64];
+    int child;
+
+    snprintf(path, sizeof path, "/proc/self/task/%d/children", (int)getpid());
+    FILE *file = fopen(path, "r");
+
+    while (file != NULL && fscanf(file, "%d", &child) == 1)
+        kill(child, SIGSTOP);
+    if (file != NULL)
+        fclose(file);
+}
+
 /* What happens at BAD_STEP, on every rank. */
 static shoal_status misbehave(struct comm *comm, const char *mode)
 {
@@ -48,6 +63,8 @@ static shoal_status misbehave(struct comm *comm, const char *mode)
         stop_for(3.0);
     if (strcmp(mode, "late") == 0 && !is_victim)
         sleep_seconds(60);
+    if (strcmp(mode, "witness") == 0)
+        stop_children();
     if (!is_victim)
         return SHOAL_OK;
     if (strcmp(mode, "kill") == 0)
@@ -94,6 +111,8 @@ int main(int argc, char **argv)
         return 64;
     params.ranks_per_host = atoi(argv[2]);
     params.timeout_s = atof(argv[3]);
+    /* As on a second machine of a quiet run: what counts must be told all the same. */
+    log_init(1, LOG_QUIET);
     shoal_status status = comm_open(&params, &comm);
     if (status != SHOAL_OK) {
         log_failure(shoal_exit_code(status));
@@ -110,5 +129,7 @@ int main(int argc, char **argv)
 
     (void)!write(STDERR_FILENO, line, n < (int)sizeof line ? (size_t)n : sizeof line - 1);
     comm_close(comm, status);
+    if (status != SHOAL_OK && rank == 0)
+        log_failure(shoal_exit_code(status));
     return shoal_exit_code(status);
 }

@@ -114,7 +114,7 @@ int main(int argc, char **argv)
     dl_iterate_phdr(note_library, NULL);
     if (getenv("SHOAL_TEST_ALLOCATE") != NULL) {
         atomic_store(&armed, true);
-        void *p = malloc(10);
+        void *volatile p = malloc(10); /* else clang takes the call away */
         atomic_store(&armed, false);
         return p == NULL ? 1 : 0;
     }

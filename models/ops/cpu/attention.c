@@ -106,7 +106,8 @@ static void attention_tile(void *arg, size_t tile, int thread)
 {
     struct attention_task *t = arg;
     float *scratch = t->scratch + thread * attention_forward_floats(&t->s);
-    shoal_status status = attend_head(t, (int64_t)tile / t->s.H, (int)tile % t->s.H, scratch);
+    shoal_status status =
+        attend_head(t, (int64_t)tile / t->s.H, (int)((int64_t)tile % t->s.H), scratch);
 
     if (status != SHOAL_OK)
         atomic_store(&t->status, (int)status);
@@ -142,7 +143,7 @@ struct decode_task {
  */
 static void decode_head(void *arg, size_t tile, int thread)
 {
-    enum { BLOCK = 64, D_MAX = 256 };
+    enum { BLOCK = 64 };
     const struct decode_task *t = arg;
     const struct op_kernels *kernels = t->cpu->kernels;
     const enum dtype dtype = t->s.dtype;
@@ -152,7 +153,7 @@ static void decode_head(void *arg, size_t tile, int thread)
     const int64_t kv = (int64_t)(h / (t->s.H / t->s.K)) * D;
     const void *q = element(dtype, t->qkv, h * D);
     float scores[BLOCK];
-    float out[D_MAX] = {0};
+    float out[ATTENTION_HEAD_MAX] = {0};
     float max = -INFINITY;
     float sum = 0.0f;
 

@@ -128,7 +128,8 @@ static void backward_tile(void *arg, size_t tile, int thread)
 {
     struct backward_task *t = arg;
     float *scratch = t->scratch + thread * attention_backward_floats(&t->s);
-    shoal_status status = backward_head(t, (int64_t)tile / t->s.K, (int)tile % t->s.K, scratch);
+    shoal_status status =
+        backward_head(t, (int64_t)tile / t->s.K, (int)((int64_t)tile % t->s.K), scratch);
 
     if (status != SHOAL_OK)
         atomic_store(&t->status, (int)status);

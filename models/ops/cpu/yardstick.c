@@ -220,7 +220,7 @@ shoal_status cpu_library_linear_seconds(struct ops *ops, struct linear_shape s,
 
 /* ---- warm-up ---- */
 
-/* The largest tile that product.c makes, and a long inner dimension: so packing buffers are full size. */
+/* As wide as the tiles of product.c, and a long inner dimension: so packing buffers are full size. */
 enum { WARM_M = 512, WARM_N = 1536, WARM_K = 2048 };
 
 struct warm_up {

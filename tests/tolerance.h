@@ -5,9 +5,9 @@
  * |got - want| / max(|want|, scale of the sum) unless a test says otherwise.
  */
 
-/* Smallest relative spacing: fp32 2^-24 (half ulp), bf16 2^-9 (half ulp of an 8-bit significand). */
+/* Largest relative error of one rounding: half an ulp just above a power of two, 2^-24 and 2^-8. */
 #define TOL_F32_ROUND  5.97e-8
-#define TOL_BF16_ROUND 1.96e-3
+#define TOL_BF16_ROUND 3.91e-3
 
 /*
  * Normals against Box-Muller in double, relative to the radius, in half ulps of 2^-24.  Radius: log
@@ -57,10 +57,11 @@
 #define TOL_MODEL_WEIGHT 5.5e-5
 
 /*
- * The same chain with bf16 between the stages: one half ulp of 2^-9 each, sqrt(20) in quadrature,
- * of the logits' standard deviation, which is at most 0.45 of the loss in the tests: 2 half ulps.
+ * The same chain with bf16 between the stages: one rounding of 2^-9 on average each, sqrt(20) in
+ * quadrature, of the logits' standard deviation, which is at most 0.45 of the loss in the tests:
+ * twice 2^-9, the largest error of one rounding.
  */
-#define TOL_MODEL_BF16_LOSS (2 * TOL_BF16_ROUND)
+#define TOL_MODEL_BF16_LOSS TOL_BF16_ROUND
 
 /*
  * Central differences of the fp32 loss along a tensor's gradient g, step h = 0.02.  Truncation is
@@ -77,13 +78,12 @@
  *   numbers just above a power of two by 2^-8 of their size at most.
  * bf16 attention gradient: delta = dY · Y uses the rounded Y beside the output's own rounding.
  * bf16 head gradient: dlogits are rounded before the products, dx once more.
- * head over 200,003 words: dx sums that many terms of mixed sign: sqrt(2e5) u = 450 u.
+ * head over 400,009 words: dx sums that many terms of mixed sign: sqrt(4e5) u = 630 u, 450 allowed.
  */
-#define TOL_OPS_BF16_ROUND          3.91e-3
 #define TOL_OPS_F32                 (128 * TOL_F32_ROUND)
-#define TOL_OPS_BF16_OUT            (TOL_OPS_BF16_ROUND + TOL_OPS_F32)
-#define TOL_OPS_BF16_ATTENTION_GRAD (2 * TOL_OPS_BF16_ROUND + TOL_OPS_F32)
-#define TOL_OPS_BF16_HEAD_GRAD      (2 * TOL_OPS_BF16_ROUND + TOL_OPS_F32)
+#define TOL_OPS_BF16_OUT            (TOL_BF16_ROUND + TOL_OPS_F32)
+#define TOL_OPS_BF16_ATTENTION_GRAD (2 * TOL_BF16_ROUND + TOL_OPS_F32)
+#define TOL_OPS_BF16_HEAD_GRAD      (2 * TOL_BF16_ROUND + TOL_OPS_F32)
 #define TOL_OPS_F32_HEAD_LONG       (450 * TOL_F32_ROUND)
 
 /* Losses, absolute: logits up to 20 with 128 u of relative error. */

@@ -179,7 +179,7 @@ Test(matrix, every_optimizer_agrees_across_stages)
     for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
         char rule[48];
         const char *first[] = {rule, "parallel.zero=0", NULL};
-        const char *second[] = {rule, "parallel.zero=3", "precision.compute=fp32", NULL};
+        const char *second[] = {rule, "parallel.zero=3", NULL};
         const char *third[] = {rule, "parallel.zero=1", "parallel.order=vertical", NULL};
 
         snprintf(rule, sizeof rule, "optimizer.name=%s", rules[i]);

@@ -14,10 +14,10 @@
 enum { TOUCH_BYTES = 8 << 20 };
 
 /*
- * Pages of library code and of mapped data that are first touched in a step or a save: 3 to 5 MiB
- * per process (2026-11-22, Debian 12).  They are clean file pages, but the peak counts them.
+ * Heap that is first touched in a step or a save (HDF5, MPI, the matmul library's buffers): 2 to
+ * 3 MiB per process (2026-11-22, Debian 12).
  */
-enum { LATE_PAGES_BYTES = 4 << 20 };
+enum { LATE_HEAP_BYTES = 5 << 19 };
 
 struct touch {
     char *base;
@@ -98,9 +98,6 @@ shoal_status train_memory_take(struct trainer *trainer)
     status = comm_agree(trainer->comm, check_fits(trainer));
     if (status != SHOAL_OK)
         return status;
-    trainer->base_bytes = host_resident_bytes() - host_shared_resident_bytes() +
-                          trainer->library_bytes + comm_staging_bytes(trainer->comm) +
-                          LATE_PAGES_BYTES;
     status =
         trainer->device->ops->alloc(trainer->device, "training memory", private, &trainer->memory);
     SHOAL_TRY(comm_agree(trainer->comm, status));
@@ -115,6 +112,16 @@ shoal_status train_memory_take(struct trainer *trainer)
     if (comm_local_rank(trainer->comm) == 0)
         touch_all(trainer->pool, comm_window_shared(trainer->comm), shared);
     return comm_barrier(trainer->comm);
+}
+
+void train_memory_note_base(struct trainer *trainer)
+{
+    const struct plan *plan = trainer->build->plan;
+
+    trainer->base_bytes = host_resident_bytes() - host_shared_resident_bytes() -
+                          host_file_resident_bytes() - plan_space_bytes(plan, SPACE_PRIVATE) +
+                          trainer->library_bytes + comm_staging_bytes(trainer->comm) +
+                          LATE_HEAP_BYTES;
 }
 
 void train_memory_release(struct trainer *trainer)
@@ -175,16 +182,18 @@ void train_memory_log_plan(const struct trainer *trainer)
 
 /*
  * Planned: what each process had before, and the plan.  Measured: each process' peak of its own
- * pages, and the pages behind the host's window, which exist once.
+ * pages, and the pages behind the host's window, which exist once.  Pages of mapped files (code,
+ * data) are in neither: they are the kernel's to drop, and when they are mapped depends on what it
+ * has cached.
  */
 shoal_status train_memory_log_measured(struct trainer *trainer)
 {
     const struct plan *plan = trainer->build->plan;
     bool first = comm_local_rank(trainer->comm) == 0;
-    uint64_t shared_now = host_shared_resident_bytes();
+    uint64_t not_own = host_shared_resident_bytes() + host_file_resident_bytes();
     int64_t sums[2] = {(int64_t)(trainer->base_bytes + plan_space_bytes(plan, SPACE_PRIVATE) +
                                  plan_space_bytes(plan, SPACE_WINDOW)),
-                       (int64_t)(host_peak_resident_bytes() - shared_now)};
+                       (int64_t)(host_peak_resident_bytes() - not_own)};
 
     if (first) {
         sums[0] += (int64_t)plan_space_bytes(plan, SPACE_SHARED);

@@ -161,7 +161,7 @@ struct trainer {
     size_t n_pieces;
     void *memory;           /* SPACE_PRIVATE */
     uint64_t library_bytes; /* what the libraries take for a moment in a matmul */
-    uint64_t base_bytes;    /* of the process and its libraries, before the plan's memory */
+    uint64_t base_bytes;    /* of the process and its libraries, without the plan's memory */
     uint64_t consumed_sequences, consumed_tokens;
     int64_t first_step; /* steps done before this process */
     int64_t saved_step; /* of the newest checkpoint, -1: none */
@@ -196,6 +196,8 @@ shoal_status setup_agree_config(struct comm *comm, const struct config *config);
 /* memory.c: the plan's memory, its table and the comparison at the end. */
 shoal_status train_memory_warm_up(struct trainer *trainer);
 shoal_status train_memory_take(struct trainer *trainer);
+/* Once everything is open, and the plan's memory touched: what remains is the process itself. */
+void train_memory_note_base(struct trainer *trainer);
 void train_memory_release(struct trainer *trainer);
 void train_memory_log_plan(const struct trainer *trainer);
 void train_memory_print_table(const struct build *build, int ranks_per_host, FILE *out);

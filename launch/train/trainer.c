@@ -180,6 +180,7 @@ static shoal_status prepare(struct trainer *trainer)
     shoal_status status = SHOAL_OK;
     if (comm_rank(comm) == 0)
         status = metrics_open(trainer->config->run.out, trainer->first_step, &trainer->metrics);
+    train_memory_note_base(trainer);
     return comm_agree(comm, status);
 }
 

@@ -74,6 +74,11 @@ uint64_t host_shared_resident_bytes(void)
     return proc_kib_field("/proc/self/status", "RssShmem");
 }
 
+uint64_t host_file_resident_bytes(void)
+{
+    return proc_kib_field("/proc/self/status", "RssFile");
+}
+
 uint64_t host_peak_resident_bytes(void)
 {
     return proc_kib_field("/proc/self/status", "VmHWM");

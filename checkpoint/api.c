@@ -80,13 +80,20 @@ shoal_status shoal_checkpoint_read(struct shoal_checkpoint *checkpoint, int inde
 
     const struct tensor *t = ckpt_tensor(ckpt, index);
     int kind_index = ckpt_find_kind(ckpt, kind);
+    struct ckpt_items items;
 
     if (kind_index < 0)
         return fail(SHOAL_ERR_USAGE, "checkpoint %s: has no state %s", ckpt_path(ckpt), kind);
-    if (begin < 0 || n < 0 || begin > t->n_elements || n > t->n_elements - begin)
+    if (!ckpt_find_items(ckpt, t->name, kind, &items))
+        return fail(SHOAL_ERR_USAGE, "checkpoint %s: has no %s of %s", ckpt_path(ckpt), kind,
+                    t->name);
+    if (items.type != CKPT_F32)
+        return fail(SHOAL_ERR_USAGE, "checkpoint %s: %s of %s is stored as %s, not as fp32",
+                    ckpt_path(ckpt), kind, t->name, ckpt_type_name(items.type));
+    if (begin < 0 || n < 0 || begin > items.n_items || n > items.n_items - begin)
         return fail(SHOAL_ERR_USAGE,
                     "checkpoint %s: %" PRId64 " elements from %" PRId64
                     " of %s, which has %" PRId64,
-                    ckpt_path(ckpt), n, begin, t->name, t->n_elements);
+                    ckpt_path(ckpt), n, begin, t->name, items.n_items);
     return ckpt_read_range(ckpt, index, kind_index, begin, begin + n, out);
 }

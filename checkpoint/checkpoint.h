@@ -17,12 +17,46 @@
  * commit is: all ranks' votes, manifest, COMMIT, fsync, rename, fsync.
  */
 
-/* A run of elements of one tensor and one state kind, in memory. */
+enum { CKPT_KIND_BYTES = 24, CKPT_CODEC_BYTES = 16 };
+
+/* What an item is, in memory and on disk; nothing is ever converted. */
+enum ckpt_type {
+    CKPT_F32, /* the default */
+    CKPT_BF16,
+    CKPT_U8, /* codes: one each, or packed bytes */
+    CKPT_I8,
+    CKPT_U16,
+    CKPT_I16,
+    CKPT_TYPE_COUNT
+};
+
+size_t ckpt_type_bytes(enum ckpt_type type);
+const char *ckpt_type_name(enum ckpt_type type); /* "f32", "bf16", "u8", ... */
+
+/*
+ * Move n_bytes between host memory and the memory that a piece's `data` is an address of.
+ * `to_memory`: dst is in the piece's memory and src in the host's (loading); else src is in the
+ * piece's and dst in the host's (saving).  Done on return.  A call moves whole items of one piece;
+ * the host's address has any alignment.  A failure ends the save or read with its status.
+ */
+typedef shoal_status ckpt_copy_fn(void *arg, void *dst, const void *src, size_t n_bytes,
+                                  bool to_memory);
+
+/*
+ * A run of items of one tensor and one state kind, in memory.  All pieces of a (tensor, kind), on
+ * all ranks, must agree on type, n_items and codec; a load that asks for others than were saved is
+ * SHOAL_ERR_CONFIG.  What all ranks hold alike is given by one of them when saving.
+ */
 struct ckpt_piece {
-    int tensor;         /* index in the layout */
-    char kind[24];      /* "master", or the optimizer's state name */
-    int64_t begin, end; /* elements of the tensor */
-    float *data;        /* fp32; read by save, written by load */
+    int tensor;                   /* index in the layout */
+    char kind[CKPT_KIND_BYTES];   /* "master", or the optimizer's state name; no '/' or '@' */
+    enum ckpt_type type;          /* of the items */
+    int64_t n_items;              /* of the whole (tensor, kind); 0: the tensor's n_elements */
+    int64_t begin, end;           /* items of the (tensor, kind); any cut is allowed */
+    char codec[CKPT_CODEC_BYTES]; /* what the items mean, block size included; "": plain values */
+    void *data;                   /* end - begin items; read by save, written by load */
+    ckpt_copy_fn *copy;           /* NULL: `data` is host memory */
+    void *copy_arg;
 };
 
 /* Everything small that a run needs to go on; JSON texts are stored as they are. */
@@ -66,10 +100,11 @@ struct ckpt_result {
 };
 
 /*
- * Save `pieces` (this rank's part; together the ranks' pieces cover every tensor once).  On
+ * Save `pieces` (this rank's part; together the ranks' pieces cover every (tensor, kind) once).  On
  * failure on any rank all return the same status, the temporary directory is removed and earlier
  * checkpoints are intact.  A step that exists already is replaced.  Not every kind needs to exist
- * for every tensor, but one that does must be whole.  Collective.
+ * for every tensor, but one that does must be whole, and every tensor needs one.  Pieces with
+ * `copy` pass through the staging buffer.  Collective.
  */
 shoal_status ckpt_save(struct ckpt_store *store, const struct layout *layout,
                        const struct ckpt_piece *pieces, size_t n_pieces,
@@ -99,17 +134,42 @@ const struct tensor *ckpt_tensor(const struct ckpt *ckpt,
 int ckpt_kind_count(const struct ckpt *ckpt);
 const char *ckpt_kind(const struct ckpt *ckpt, int index);
 
+/* How the items of one (tensor, kind) are stored. */
+struct ckpt_items {
+    enum ckpt_type type;
+    int64_t n_items;
+    char codec[CKPT_CODEC_BYTES];
+};
+
+/* Is there such a state of such a tensor, and of what?  items_out may be NULL. */
+bool ckpt_find_items(const struct ckpt *ckpt, const char *tensor, const char *kind,
+                     struct ckpt_items *items_out);
+
+/* All (tensor, kind) that have kind, type and codec in common. */
+struct ckpt_group {
+    char kind[CKPT_KIND_BYTES];
+    enum ckpt_type type;
+    char codec[CKPT_CODEC_BYTES];
+    int n_tensors;
+    int64_t n_items;
+    uint64_t n_bytes;
+};
+
+/* The groups by kind, type and codec; *groups_out is freed by the caller. */
+shoal_status ckpt_groups(const struct ckpt *ckpt, struct ckpt_group **groups_out, size_t *n_out);
+
 /*
  * Fill pieces: `tensor` is an index in `layout`; tensors are matched by name and must have the
- * same shape (SHOAL_ERR_DATA otherwise, naming both).  Every block that is used is checked; a bad
- * one is named with
- * file, tensor and byte range.  Local.
+ * same shape (SHOAL_ERR_DATA otherwise, naming both).  Another type, codec or number of items than
+ * the checkpoint's is SHOAL_ERR_CONFIG with tensor, kind, found and expected, before anything is
+ * read.  Every block that is used is checked; a bad one is named with file, tensor and byte range.
+ * Local.
  */
 shoal_status ckpt_read(struct ckpt *ckpt, const struct layout *layout, struct ckpt_piece *pieces,
                        size_t n_pieces);
 
-/* XXH3-128 over kind after kind (sorted), tensor after tensor (by name), 32 hex digits: the same
- * for every world size and stage that wrote it.  kinds NULL: all. */
+/* XXH3-128 over the items' bytes, kind after kind (sorted), tensor after tensor (by name), 32 hex
+ * digits: the same for every world size and stage that wrote it.  only_kind NULL: all. */
 shoal_status ckpt_hash(struct ckpt *ckpt, const char *only_kind, char hex_out[33]);
 
 /* ---- looking at a root ---- */
@@ -125,8 +185,13 @@ struct ckpt_entry {
     int zero_stage; /* "zero_stage" of the saved topology_json; -1: not said */
     double loss;
     int64_t created_unix_ns;
-    char why[256]; /* broken: the reason */
+    char why[256];                   /* broken: the reason */
+    const struct ckpt_group *groups; /* complete: what it holds */
+    size_t n_groups;
 };
 
-/* List a root or run directory, newest first; *entries_out is freed by the caller.  Local. */
+/*
+ * List a root or run directory, newest first; *entries_out, groups included, is freed by the caller
+ * with one free().  Local.
+ */
 shoal_status ckpt_list(const char *root, struct ckpt_entry **entries_out, size_t *n_out);

@@ -13,24 +13,28 @@
  *   fs.c              durable small files, directories, identifiers
  *   h5.c              the only place where HDF5's ids, types and error stack are handled
  *   format.c          names of directories and files, COMMIT, crc32c
+ *   states.c          types of items; the table of what each (tensor, kind) is
  *   shards.c          the table of shards: order, coverage, extents
- *   plan.c skeleton.c payload.c manifest_write.c save.c  saving
+ *   plan.c skeleton.c payload.c manifest_write.c save.c commit.c  saving (save_internal.h)
  *   store.c prune.c                                       the root: lock, clean-up, keep
  *   manifest_read.c open.c read.c hash.c list.c api.c     reading
  */
 
 enum {
-    CKPT_VERSION_MAJOR = 1,
+    CKPT_VERSION_MAJOR = 2, /* written; 1 is read too */
     CKPT_VERSION_MINOR = 0,
     CKPT_BLOCK_BYTES = 4 << 20, /* granule of the payload's checksums */
-    CKPT_KIND_BYTES = 24,
-    CKPT_MAX_KINDS = 16,
+    CKPT_MAX_KINDS = 64,
+    CKPT_TYPE_NAME_BYTES = 8,
     CKPT_ROLE_BYTES = 16,
     CKPT_UUID_BYTES = 40, /* 36 characters, zero padded */
     CKPT_MANIFEST_MAX_BYTES = 1 << 30,
     CKPT_PATH_BYTES = 512,
     CKPT_NAME_BYTES = 96
 };
+
+/* More items than any file holds, few enough that bytes never wrap. */
+#define CKPT_MAX_ITEMS ((int64_t)1 << 56)
 
 #define CKPT_FORMAT        "shoal-checkpoint"
 #define CKPT_COMMIT_FILE   "COMMIT"
@@ -50,11 +54,18 @@ struct tensor_row {
     int64_t ndim;
 };
 
+struct state_row {
+    uint32_t tensor, kind; /* rows of /tensors and /kinds */
+    int64_t n_items;
+    char type[CKPT_TYPE_NAME_BYTES]; /* ckpt_type_name */
+    char codec[CKPT_CODEC_BYTES];
+};
+
 struct shard_row {
     uint32_t tensor, kind; /* rows of /tensors and /kinds */
     uint32_t rank;         /* row of /files */
     uint32_t first_block;  /* of the extent, in the rank file's /integrity/crc32c */
-    int64_t begin, end;    /* elements of the tensor */
+    int64_t begin, end;    /* items of the (tensor, kind) */
     uint64_t byte_off;     /* of the extent in the rank file */
 };
 
@@ -69,6 +80,7 @@ struct file_row {
 };
 
 _Static_assert(sizeof(struct tensor_row) == 160, "tensor_row is 160 bytes on disk");
+_Static_assert(sizeof(struct state_row) == 40, "state_row is 40 bytes on disk");
 _Static_assert(sizeof(struct shard_row) == 40, "shard_row is 40 bytes on disk");
 _Static_assert(sizeof(struct file_row) == 48, "file_row is 48 bytes on disk");
 
@@ -122,6 +134,7 @@ void ckpt_step_name_deleted(char out[CKPT_NAME_BYTES], int64_t step, const char 
 void ckpt_rank_file_name(char out[CKPT_NAME_BYTES], uint32_t rank);
 
 struct commit {
+    int version; /* major */
     int64_t step;
     uint64_t manifest_bytes;
     uint32_t manifest_crc;
@@ -152,9 +165,13 @@ shoal_status ckpt_h5_fail(shoal_status code, const char *path, const char *what)
 
 /* Types of the rows; closed by the caller with H5Tclose. */
 hid_t ckpt_h5_tensor_type(void);
+hid_t ckpt_h5_state_type(void);
 hid_t ckpt_h5_shard_type(void);
 hid_t ckpt_h5_file_type(void);
 hid_t ckpt_h5_kind_type(void);
+
+/* The predefined type of a dataset of such items, not to be closed; bf16 is stored as u16. */
+hid_t ckpt_h5_item_type(enum ckpt_type type);
 
 /* Property lists that all files of a checkpoint share; `metadata_bytes` is the head's estimate. */
 hid_t ckpt_h5_access(size_t metadata_bytes);
@@ -186,7 +203,30 @@ shoal_status ckpt_h5_get_table(const char *path, hid_t file, const char *name, h
 /* A text dataset; absent is NULL.  Freed by the caller. */
 shoal_status ckpt_h5_get_text(const char *path, hid_t file, const char *name, char **text_out);
 
-/* ---- shards.c ---- */
+/* ---- states.c ---- */
+
+/* What a (tensor, kind) is. */
+struct state {
+    uint32_t tensor, kind;
+    enum ckpt_type type;
+    int64_t n_items;
+    char codec[CKPT_CODEC_BYTES]; /* zero-filled */
+};
+
+enum { STATE_TEXT_BYTES = 96 };
+
+/* Type, number of items and codec, for messages. */
+void ckpt_state_text(const struct state *state, char out[STATE_TEXT_BYTES]);
+
+/* The same type, number of items and codec? */
+bool ckpt_state_is_same(const struct state *a, const struct state *b);
+
+/*
+ * Everything about a piece that can be wrong by itself; *state_out says what it is part of, with
+ * `kind` left 0.
+ */
+shoal_status ckpt_piece_check(const struct layout *layout, const struct ckpt_piece *piece,
+                              struct state *state_out);
 
 /* What a set of shard rows must agree with. */
 struct shard_space {
@@ -194,14 +234,38 @@ struct shard_space {
     size_t n_tensors;
     const char (*kinds)[CKPT_KIND_BYTES];
     size_t n_kinds;
+    const struct state *states; /* sorted by tensor and kind */
+    size_t n_states;
     const struct file_row *files;
     size_t n_files;
 };
 
-static inline uint64_t shard_bytes(const struct shard_row *s)
-{
-    return (uint64_t)(s->end - s->begin) * sizeof(float);
-}
+/*
+ * Sort states by tensor and kind and drop those that are listed more than once, *n of them;
+ * listed with different facts is a failure with `code`.  Tensor and kind are in range.
+ */
+shoal_status ckpt_states_unite(shoal_status code, const char *where,
+                               const struct shard_space *space, struct state *states, size_t *n);
+
+/* Rows of a file: everything in them is checked.  *states_out is freed by the caller. */
+shoal_status ckpt_states_take(const char *where, const struct shard_space *space,
+                              const struct state_row *rows, size_t n, struct state **states_out);
+
+/* Version 1 had no table of states: each (tensor, kind) that occurs in sorted rows is fp32. */
+shoal_status ckpt_states_of_version_1(const char *where, const struct shard_space *space,
+                                      const struct shard_row *rows, size_t n_rows,
+                                      struct state **states_out, size_t *n_out);
+
+struct state_row ckpt_state_row(const struct state *state);
+
+/* NULL: there is no such state of this tensor. */
+const struct state *ckpt_states_find(const struct shard_space *space, uint32_t tensor,
+                                     uint32_t kind);
+
+/* ---- shards.c ---- */
+
+/* Bytes of a row whose state is listed. */
+uint64_t ckpt_shard_bytes(const struct shard_space *space, const struct shard_row *row);
 
 static inline uint32_t shard_blocks(uint64_t n_bytes)
 {
@@ -210,57 +274,18 @@ static inline uint32_t shard_blocks(uint64_t n_bytes)
 
 /*
  * Sort rows by tensor, kind, begin and check everything that reading relies on: indexes, ranges,
- * extents inside their file's payload without overlap, blocks inside the table, and that each
- * (tensor, kind) that occurs is covered exactly once.  `where` opens the message.
+ * extents inside their file's payload without overlap, blocks inside the table, and that each state
+ * is covered exactly once and each tensor has one.  `where` opens the message.
  */
 shoal_status ckpt_shards_check(shoal_status code, const char *where,
                                const struct shard_space *space, struct shard_row *rows,
                                size_t n_rows);
 
+void ckpt_shards_sort(struct shard_row *rows, size_t n_rows);
+
 /* First row of (tensor, kind) in sorted rows and how many follow; 0 rows if there are none. */
 size_t ckpt_shards_find(const struct shard_row *rows, size_t n_rows, uint32_t tensor, uint32_t kind,
                         size_t *n_out);
-
-/* ---- plan.c ---- */
-
-/* A dataset of this rank's file: one run of elements, gathered from one or more pieces. */
-struct extent {
-    int tensor, kind;
-    int64_t begin, end;
-    size_t first_piece, n_pieces; /* in save_plan.pieces */
-    uint32_t first_block, n_blocks;
-    uint64_t byte_off; /* set by ckpt_skeleton_create */
-};
-
-struct save_plan {
-    const struct ckpt_piece **pieces; /* sorted by tensor, kind, begin */
-    size_t n_pieces;
-    struct extent *extents;
-    size_t n_extents;
-    char kinds[CKPT_MAX_KINDS][CKPT_KIND_BYTES]; /* of this rank, sorted */
-    size_t n_kinds;
-    uint32_t n_blocks;
-    uint64_t payload_bytes;
-    uint32_t *crcs; /* n_blocks, at least one entry */
-};
-
-shoal_status ckpt_save_plan_create(const struct layout *layout, const struct ckpt_piece *pieces,
-                                   size_t n_pieces, struct save_plan *plan_out);
-void ckpt_save_plan_destroy(struct save_plan *plan);
-
-/* ---- skeleton.c ---- */
-
-struct skeleton_params {
-    const char *path;
-    const struct layout *layout;
-    const struct ckpt_meta *meta;
-    const char *attempt;
-    int rank, world_size;
-};
-
-/* Create the closed rank file; sets the extents' byte_off and the row's offsets and size. */
-shoal_status ckpt_skeleton_create(const struct skeleton_params *params, struct save_plan *plan,
-                                  struct file_row *row_out);
 
 /* ---- manifest_write.c, manifest_read.c ---- */
 
@@ -289,10 +314,13 @@ struct ckpt {
     size_t n_tensors;
     char (*kinds)[CKPT_KIND_BYTES];
     size_t n_kinds;
+    struct state *states; /* sorted */
+    size_t n_states;
     struct shard_row *shards; /* sorted */
     size_t n_shards;
     struct file_row *files;
     size_t n_files;
+    struct shard_space space; /* the tables above, once they are checked */
 
     uint32_t **crcs; /* per file, loaded at open */
     struct io_engine *engine;
@@ -317,8 +345,9 @@ shoal_status ckpt_root_of(const char *path, char out[CKPT_PATH_BYTES]);
 /* Steps with final names under root, newest first; freed by the caller. */
 shoal_status ckpt_steps(const char *root, int64_t **steps_out, size_t *n_out);
 
-/* The kind's index, or -1. */
+/* Indexes, or -1. */
 int ckpt_find_kind(const struct ckpt *ckpt, const char *kind);
+int ckpt_find_tensor(const struct ckpt *ckpt, const char *name);
 
 /* crc32c of bytes [from, to) of a file, continued from *crc. */
 shoal_status ckpt_crc_range(struct io_engine *engine, struct io_file *file, char *buffer,
@@ -338,7 +367,7 @@ size_t ckpt_block_bytes(const struct ckpt *ckpt, const struct block *block);
 
 /* Fill [begin, end) of the checkpoint's own tensor and kind. */
 shoal_status ckpt_read_range(struct ckpt *ckpt, int tensor, int kind, int64_t begin, int64_t end,
-                             float *out);
+                             void *out);
 
 /* ---- store.c, prune.c ---- */
 
@@ -363,12 +392,3 @@ shoal_status ckpt_store_delete(const char *root, const char *name, int64_t step,
 
 /* Keep the step just saved and the newest others, `keep` in all; returns how many went. */
 int ckpt_store_prune(struct ckpt_store *store, int64_t saved_step);
-
-/* ---- payload.c ---- */
-
-/*
- * Write the extents' bytes and fill plan->crcs.  Returns when nothing is in flight, also after a
- * failure.
- */
-shoal_status ckpt_payload_write(struct ckpt_store *store, struct io_file *file,
-                                struct save_plan *plan, int64_t step);

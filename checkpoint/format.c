@@ -12,7 +12,7 @@
 /*
  * COMMIT is one line of ASCII:
  *
- *   shoal-checkpoint 1 step 12000 manifest_bytes 41952 manifest_crc32c 5d2f0a11 attempt <uuid>
+ *   shoal-checkpoint 2 step 12000 manifest_bytes 41952 manifest_crc32c 5d2f0a11 attempt <uuid>
  *   crc32c 9b01c3fe\n          (one line)
  *
  * The last number is the crc32c of the bytes before " crc32c".  COMMIT is the last file that is
@@ -89,7 +89,7 @@ size_t ckpt_commit_format(char *out, size_t out_bytes, const struct commit *c)
     int n = snprintf(out, out_bytes,
                      CKPT_FORMAT " %d step %" PRId64 " manifest_bytes %" PRIu64
                                  " manifest_crc32c %08" PRIx32 " attempt %.36s",
-                     CKPT_VERSION_MAJOR, c->step, c->manifest_bytes, c->manifest_crc, c->attempt);
+                     c->version, c->step, c->manifest_bytes, c->manifest_crc, c->attempt);
     uint32_t crc = ckpt_crc32c(0, out, (size_t)n);
 
     n += snprintf(out + n, out_bytes - (size_t)n, " crc32c %08" PRIx32 "\n", crc);
@@ -99,19 +99,18 @@ size_t ckpt_commit_format(char *out, size_t out_bytes, const struct commit *c)
 static shoal_status commit_parse(const char *path, const char *text, struct commit *commit_out)
 {
     struct commit c = {0};
-    int version = 0;
     const char *mark = strstr(text, " crc32c ");
     char again[COMMIT_MAX_BYTES];
 
     if (mark == NULL)
         return fail(SHOAL_ERR_DATA, "%s: is not a commit record", path);
-    if (sscanf(text, CKPT_FORMAT " %d", &version) == 1 && version > CKPT_VERSION_MAJOR)
+    if (sscanf(text, CKPT_FORMAT " %d", &c.version) == 1 && c.version > CKPT_VERSION_MAJOR)
         return fail(SHOAL_ERR_DATA, "%s: format version %d, this program reads up to %d", path,
-                    version, CKPT_VERSION_MAJOR);
+                    c.version, CKPT_VERSION_MAJOR);
     if (sscanf(text,
                CKPT_FORMAT " %d step %" SCNd64 " manifest_bytes %" SCNu64
                            " manifest_crc32c %" SCNx32 " attempt %36s",
-               &version, &c.step, &c.manifest_bytes, &c.manifest_crc, c.attempt) != 5)
+               &c.version, &c.step, &c.manifest_bytes, &c.manifest_crc, c.attempt) != 5)
         return fail(SHOAL_ERR_DATA, "%s: is not a commit record", path);
     /* One spelling only: whatever differs from what we would have written is damage. */
     ckpt_commit_format(again, sizeof again, &c);

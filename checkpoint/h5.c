@@ -73,6 +73,18 @@ hid_t ckpt_h5_tensor_type(void)
     return type;
 }
 
+hid_t ckpt_h5_state_type(void)
+{
+    hid_t type = H5Tcreate(H5T_COMPOUND, sizeof(struct state_row));
+
+    H5Tinsert(type, "tensor", HOFFSET(struct state_row, tensor), H5T_STD_U32LE);
+    H5Tinsert(type, "kind", HOFFSET(struct state_row, kind), H5T_STD_U32LE);
+    H5Tinsert(type, "n_items", HOFFSET(struct state_row, n_items), H5T_STD_I64LE);
+    insert_text(type, "type", HOFFSET(struct state_row, type), CKPT_TYPE_NAME_BYTES);
+    insert_text(type, "codec", HOFFSET(struct state_row, codec), CKPT_CODEC_BYTES);
+    return type;
+}
+
 hid_t ckpt_h5_shard_type(void)
 {
     hid_t type = H5Tcreate(H5T_COMPOUND, sizeof(struct shard_row));
@@ -105,6 +117,25 @@ hid_t ckpt_h5_file_type(void)
 hid_t ckpt_h5_kind_type(void)
 {
     return text_type(CKPT_KIND_BYTES);
+}
+
+hid_t ckpt_h5_item_type(enum ckpt_type type)
+{
+    switch (type) {
+    case CKPT_U8:
+        return H5T_STD_U8LE;
+    case CKPT_I8:
+        return H5T_STD_I8LE;
+    case CKPT_BF16: /* a float type of our own would be converted by HDF5, slowly */
+    case CKPT_U16:
+        return H5T_STD_U16LE;
+    case CKPT_I16:
+        return H5T_STD_I16LE;
+    case CKPT_F32:
+    case CKPT_TYPE_COUNT:
+        break;
+    }
+    return H5T_IEEE_F32LE;
 }
 
 /* ---- writing ---- */

@@ -6,14 +6,14 @@
 
 /*
  * One number for the whole state.  The order is by name, not by how the state was cut: kinds
- * sorted, tensors sorted by name, elements in order.  Only payload enters the hash.
+ * sorted, tensors sorted by name, items in order.  Only payload enters the hash.
  */
 
-/* The blocks of one (tensor, kind) in element order. */
+/* The blocks of one (tensor, kind) in the items' order. */
 static shoal_status hash_shards(struct ckpt *ckpt, size_t first, size_t n, XXH3_state_t *state)
 {
     for (size_t i = first; i < first + n; i++) {
-        uint32_t n_blocks = shard_blocks(shard_bytes(&ckpt->shards[i]));
+        uint32_t n_blocks = shard_blocks(ckpt_shard_bytes(&ckpt->space, &ckpt->shards[i]));
 
         for (uint32_t b = 0; b < n_blocks;) {
             struct block blocks[READ_SLOTS];

@@ -11,10 +11,7 @@
 
 enum { MAX_ROWS = 1 << 24 };
 
-/* More elements than any file holds, few enough that bytes never wrap. */
-#define MAX_ELEMENTS ((int64_t)1 << 56)
-
-static shoal_status read_version(const char *path, hid_t file)
+static shoal_status read_version(const struct ckpt *ckpt, const char *path, hid_t file)
 {
     char format[64];
     uint32_t version[2];
@@ -26,9 +23,12 @@ static shoal_status read_version(const char *path, hid_t file)
     if (strcmp(format, CKPT_FORMAT) != 0)
         return fail(SHOAL_ERR_DATA, "%s: format is \"%s\", expected \"" CKPT_FORMAT "\"", path,
                     format);
-    if (version[0] != CKPT_VERSION_MAJOR)
-        return fail(SHOAL_ERR_DATA, "%s: format version %u.%u, this program reads %d.x", path,
-                    version[0], version[1], CKPT_VERSION_MAJOR);
+    if (version[0] < 1 || version[0] > CKPT_VERSION_MAJOR ||
+        version[0] != (uint32_t)ckpt->commit.version)
+        return fail(SHOAL_ERR_DATA,
+                    "%s: format version %u.%u, " CKPT_COMMIT_FILE
+                    " says %d; this program reads 1 to %d",
+                    path, version[0], version[1], ckpt->commit.version, CKPT_VERSION_MAJOR);
     if (block != CKPT_BLOCK_BYTES)
         return fail(SHOAL_ERR_DATA, "%s: checksum blocks of %u bytes, expected %d", path, block,
                     CKPT_BLOCK_BYTES);
@@ -97,7 +97,7 @@ static shoal_status take_tensor(const char *path, const struct tensor_row *row, 
     t->role = role_of(role);
     t->ndim = (int)row->ndim;
     for (int d = 0; d < t->ndim; d++) {
-        if (row->shape[d] < 1 || row->shape[d] > MAX_ELEMENTS / n)
+        if (row->shape[d] < 1 || row->shape[d] > CKPT_MAX_ITEMS / n)
             return fail(SHOAL_ERR_DATA, "%s: tensor %s: dimension %d is %" PRId64, path, row->name,
                         d, row->shape[d]);
         t->shape[d] = row->shape[d];
@@ -203,22 +203,49 @@ done:
     return status;
 }
 
+/* What each (tensor, kind) is; the other tables are read and the kinds checked. */
+static shoal_status read_states(struct ckpt *ckpt, const char *path, hid_t file)
+{
+    const struct shard_space *space = &ckpt->space;
+    void *rows = NULL;
+    size_t n = 0;
+
+    if (ckpt->commit.version == 1) {
+        ckpt_shards_sort(ckpt->shards, ckpt->n_shards);
+        return ckpt_states_of_version_1(path, space, ckpt->shards, ckpt->n_shards, &ckpt->states,
+                                        &ckpt->n_states);
+    }
+
+    hid_t type = ckpt_h5_state_type();
+    shoal_status status = ckpt_h5_get_table(path, file, "/states", type, sizeof(struct state_row),
+                                            MAX_ROWS, &rows, &n);
+
+    H5Tclose(type);
+    SHOAL_TRY(status);
+    status = ckpt_states_take(path, space, rows, n, &ckpt->states);
+    free(rows);
+    SHOAL_TRY(status);
+    ckpt->n_states = n;
+    return SHOAL_OK;
+}
+
 static shoal_status read_all(struct ckpt *ckpt, const char *path, hid_t file)
 {
-    SHOAL_TRY(read_version(path, file));
+    SHOAL_TRY(read_version(ckpt, path, file));
     SHOAL_TRY(read_meta(ckpt, path, file));
     SHOAL_TRY(read_tables(ckpt, path, file));
     SHOAL_TRY(check_kinds(ckpt, path));
     SHOAL_TRY(check_files(ckpt, path));
-
-    struct shard_space space = {.tensors = ckpt->tensors,
-                                .n_tensors = ckpt->n_tensors,
-                                .kinds = (const char(*)[CKPT_KIND_BYTES])ckpt->kinds,
-                                .n_kinds = ckpt->n_kinds,
-                                .files = ckpt->files,
-                                .n_files = ckpt->n_files};
-
-    return ckpt_shards_check(SHOAL_ERR_DATA, path, &space, ckpt->shards, ckpt->n_shards);
+    ckpt->space = (struct shard_space){.tensors = ckpt->tensors,
+                                       .n_tensors = ckpt->n_tensors,
+                                       .kinds = (const char(*)[CKPT_KIND_BYTES])ckpt->kinds,
+                                       .n_kinds = ckpt->n_kinds,
+                                       .files = ckpt->files,
+                                       .n_files = ckpt->n_files};
+    SHOAL_TRY(read_states(ckpt, path, file));
+    ckpt->space.states = ckpt->states;
+    ckpt->space.n_states = ckpt->n_states;
+    return ckpt_shards_check(SHOAL_ERR_DATA, path, &ckpt->space, ckpt->shards, ckpt->n_shards);
 }
 
 shoal_status ckpt_manifest_parse(struct ckpt *ckpt, const char *image, size_t n_bytes)

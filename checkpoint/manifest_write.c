@@ -89,21 +89,33 @@ static struct tensor_row *tensor_rows(const struct layout *layout)
     return rows;
 }
 
+static struct state_row *state_rows(const struct shard_space *space)
+{
+    struct state_row *rows = calloc(space->n_states, sizeof *rows);
+
+    for (size_t i = 0; rows != NULL && i < space->n_states; i++)
+        rows[i] = ckpt_state_row(&space->states[i]);
+    return rows;
+}
+
 static herr_t put_tables(hid_t file, const struct manifest *m)
 {
     struct tensor_row *tensors = tensor_rows(m->layout);
-    hid_t types[4] = {ckpt_h5_tensor_type(), ckpt_h5_kind_type(), ckpt_h5_shard_type(),
-                      ckpt_h5_file_type()};
-    herr_t rc = tensors == NULL ? -1 : 0;
+    struct state_row *states = state_rows(m->space);
+    hid_t types[5] = {ckpt_h5_tensor_type(), ckpt_h5_kind_type(), ckpt_h5_shard_type(),
+                      ckpt_h5_file_type(), ckpt_h5_state_type()};
+    herr_t rc = tensors == NULL || states == NULL ? -1 : 0;
 
     if (rc == 0) {
         rc |= put_dataset(file, "/tensors", types[0], (size_t)m->layout->n_tensors, tensors);
         rc |= put_dataset(file, "/kinds", types[1], m->space->n_kinds, m->space->kinds);
+        rc |= put_dataset(file, "/states", types[4], m->space->n_states, states);
         rc |= put_dataset(file, "/shards", types[2], m->n_shards, m->shards);
         rc |= put_dataset(file, "/files", types[3], m->space->n_files, m->space->files);
     }
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 5; i++)
         H5Tclose(types[i]);
+    free(states);
     free(tensors);
     return rc;
 }
@@ -126,6 +138,7 @@ static uint64_t estimate(const struct manifest *m)
     const char *texts[] = {m->meta->config_yaml, m->meta->model_json, m->meta->optimizer_json,
                            m->meta->topology_json};
     uint64_t bytes = 65536 + (uint64_t)m->layout->n_tensors * sizeof(struct tensor_row) +
+                     m->space->n_states * sizeof(struct state_row) +
                      m->n_shards * sizeof(struct shard_row) +
                      m->space->n_files * sizeof(struct file_row);
 

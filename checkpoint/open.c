@@ -183,6 +183,7 @@ void ckpt_close(struct ckpt *ckpt)
     free(ckpt->crcs);
     free(ckpt->files);
     free(ckpt->shards);
+    free(ckpt->states);
     free(ckpt->kinds);
     free(ckpt->by_name);
     free(ckpt->tensors);
@@ -346,4 +347,40 @@ int ckpt_find_kind(const struct ckpt *ckpt, const char *kind)
         if (strcmp(ckpt->kinds[i], kind) == 0)
             return (int)i;
     return -1;
+}
+
+int ckpt_find_tensor(const struct ckpt *ckpt, const char *name)
+{
+    size_t low = 0;
+    size_t high = ckpt->n_tensors;
+
+    while (low < high) {
+        size_t mid = low + (high - low) / 2;
+        int order = strcmp(ckpt->tensors[ckpt->by_name[mid]].name, name);
+
+        if (order == 0)
+            return ckpt->by_name[mid];
+        if (order < 0)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return -1;
+}
+
+bool ckpt_find_items(const struct ckpt *ckpt, const char *tensor, const char *kind,
+                     struct ckpt_items *items_out)
+{
+    int t = ckpt_find_tensor(ckpt, tensor);
+    int k = ckpt_find_kind(ckpt, kind);
+    const struct state *state =
+        t >= 0 && k >= 0 ? ckpt_states_find(&ckpt->space, (uint32_t)t, (uint32_t)k) : NULL;
+
+    if (state == NULL)
+        return false;
+    if (items_out != NULL) {
+        *items_out = (struct ckpt_items){.type = state->type, .n_items = state->n_items};
+        memcpy(items_out->codec, state->codec, sizeof items_out->codec);
+    }
+    return true;
 }

@@ -1,55 +1,64 @@
-#include "checkpoint/checkpoint_internal.h"
+#include "checkpoint/save_internal.h"
 
 #include <string.h>
 
 /*
  * The payload's way to disk: block by block, from the caller's memory where address and offset
- * are misaligned by the same amount, else through the staging buffer.  Nothing is allocated here.
+ * are misaligned by the same amount, else through the staging buffer; from memory that only the
+ * piece's copy function reaches, always through the staging buffer.  Nothing is allocated here.
  */
+
+/* Staged runs end at a multiple of this in their extent, so that no item is cut. */
+enum { STAGE_UNIT = 4 };
 
 struct payload {
     struct ckpt_store *store;
     struct io_file *file;
     struct save_plan *plan;
     int64_t step;
-    size_t staged;      /* bytes of the staging buffer in use */
-    size_t piece;       /* the piece of the extent that is read next ... */
-    int64_t piece_done; /* ... and how many of its elements are done */
+    size_t staged;     /* bytes of the staging buffer in use */
+    size_t piece;      /* the piece of the extent that is read next ... */
+    size_t piece_done; /* ... and how many of its bytes are done */
     uint64_t written;
     bool fault_armed;
 };
 
-static const float *piece_cursor(const struct payload *w, const struct extent *e, size_t *left_out)
+static const struct ckpt_piece *piece_cursor(const struct payload *w, const struct extent *e,
+                                             const char **from_out, size_t *left_out)
 {
     const struct ckpt_piece *p = w->plan->pieces[e->first_piece + w->piece];
 
-    *left_out = (size_t)(p->end - p->begin - w->piece_done) * sizeof(float);
-    return p->data + w->piece_done;
+    *left_out = (size_t)(p->end - p->begin) * ckpt_type_bytes(p->type) - w->piece_done;
+    *from_out = (const char *)p->data + w->piece_done;
+    return p;
 }
 
-static void piece_advance(struct payload *w, const struct extent *e, size_t n_bytes)
+static void piece_advance(struct payload *w, size_t n_bytes, size_t left)
 {
-    const struct ckpt_piece *p = w->plan->pieces[e->first_piece + w->piece];
-
-    w->piece_done += (int64_t)(n_bytes / sizeof(float));
-    if (w->piece_done == p->end - p->begin) {
+    w->piece_done += n_bytes;
+    if (n_bytes == left) {
         w->piece++;
         w->piece_done = 0;
     }
 }
 
-static void gather(struct payload *w, const struct extent *e, char *to, size_t n_bytes)
+static shoal_status gather(struct payload *w, const struct extent *e, char *to, size_t n_bytes)
 {
     while (n_bytes > 0) {
         size_t left;
-        const float *from = piece_cursor(w, e, &left);
+        const char *from;
+        const struct ckpt_piece *p = piece_cursor(w, e, &from, &left);
         size_t n = left < n_bytes ? left : n_bytes;
 
-        memcpy(to, from, n);
-        piece_advance(w, e, n);
+        if (p->copy != NULL)
+            SHOAL_TRY(p->copy(p->copy_arg, to, from, n, false));
+        else
+            memcpy(to, from, n);
+        piece_advance(w, n, left);
         to += n;
         n_bytes -= n;
     }
+    return SHOAL_OK;
 }
 
 /*
@@ -62,12 +71,12 @@ static shoal_status stage(struct payload *w, uint64_t offset, size_t n_bytes, ch
     size_t capacity = w->store->staging_bytes;
     size_t at = w->staged + (size_t)((offset - w->staged) % IO_ALIGN);
 
-    if (at + sizeof(float) > capacity || (at + n_bytes > capacity && at > capacity / 2)) {
+    if (at + STAGE_UNIT > capacity || (at + n_bytes > capacity && at > capacity / 2)) {
         SHOAL_TRY(io_wait(w->store->engine));
         at = (size_t)(offset % IO_ALIGN);
     }
 
-    size_t room = (capacity - at) / sizeof(float) * sizeof(float);
+    size_t room = (capacity - at) / STAGE_UNIT * STAGE_UNIT;
 
     *to_out = w->store->staging + at;
     *room_out = room < n_bytes ? room : n_bytes;
@@ -80,18 +89,19 @@ static shoal_status write_some(struct payload *w, const struct extent *e, uint64
                                size_t n_bytes, uint32_t *crc, size_t *done_out)
 {
     size_t left;
-    const float *from = piece_cursor(w, e, &left);
-    bool direct = left >= n_bytes && ((uintptr_t)from - offset) % IO_ALIGN == 0;
+    const char *from;
+    const struct ckpt_piece *p = piece_cursor(w, e, &from, &left);
+    bool direct = p->copy == NULL && left >= n_bytes && ((uintptr_t)from - offset) % IO_ALIGN == 0;
     size_t n = n_bytes;
 
     if (direct) {
-        piece_advance(w, e, n);
+        piece_advance(w, n, left);
     } else {
         char *to;
 
         SHOAL_TRY(stage(w, offset, n_bytes, &to, &n));
-        gather(w, e, to, n);
-        from = (const float *)(const void *)to;
+        SHOAL_TRY(gather(w, e, to, n));
+        from = to;
     }
     *crc = ckpt_crc32c(*crc, from, n);
     *done_out = n;
@@ -100,7 +110,7 @@ static shoal_status write_some(struct payload *w, const struct extent *e, uint64
 
 static shoal_status write_extent(struct payload *w, const struct extent *e)
 {
-    uint64_t n_bytes = (uint64_t)(e->end - e->begin) * sizeof(float);
+    uint64_t n_bytes = extent_bytes(e);
 
     w->piece = 0;
     w->piece_done = 0;

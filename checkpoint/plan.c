@@ -1,4 +1,4 @@
-#include "checkpoint/checkpoint_internal.h"
+#include "checkpoint/save_internal.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
  * pipeline cuts a shard into chunks; merging gives one dataset per tensor and kind again.
  */
 
-static int by_element(const void *pa, const void *pb)
+static int by_item(const void *pa, const void *pb)
 {
     const struct ckpt_piece *a = *(const struct ckpt_piece *const *)pa;
     const struct ckpt_piece *b = *(const struct ckpt_piece *const *)pb;
@@ -27,29 +27,6 @@ static int by_element(const void *pa, const void *pb)
 static int by_text(const void *a, const void *b)
 {
     return strcmp(a, b);
-}
-
-static shoal_status check_piece(const struct layout *layout, const struct ckpt_piece *p)
-{
-    if (p->tensor < 0 || p->tensor >= layout->n_tensors)
-        return fail(SHOAL_ERR_INTERNAL, "checkpoint piece: tensor %d of %d", p->tensor,
-                    layout->n_tensors);
-
-    const struct tensor *t = &layout->tensors[p->tensor];
-
-    if (!ckpt_name_is_valid(p->kind, sizeof p->kind) || strchr(p->kind, '@') != NULL)
-        return fail(SHOAL_ERR_INTERNAL, "checkpoint piece of %s: bad state name", t->name);
-    if (!ckpt_name_is_valid(t->name, sizeof t->name))
-        return fail(SHOAL_ERR_INTERNAL, "checkpoint: tensor %d has a name that cannot be stored",
-                    p->tensor);
-    if (p->begin < 0 || p->begin > p->end || p->end > t->n_elements ||
-        (p->data == NULL && p->begin < p->end))
-        return fail(SHOAL_ERR_INTERNAL,
-                    "checkpoint piece: %s of %s: elements %" PRId64 "..%" PRId64 " of %" PRId64
-                    "%s",
-                    p->kind, t->name, p->begin, p->end, t->n_elements,
-                    p->data == NULL ? ", no memory given" : "");
-    return SHOAL_OK;
 }
 
 static shoal_status find_kinds(struct save_plan *plan)
@@ -78,41 +55,64 @@ static int kind_index(const struct save_plan *plan, const char *kind)
                  (const char(*)[CKPT_KIND_BYTES])plan->kinds);
 }
 
+/* Extend `last` by a piece that begins where it ends; false if the piece begins a new extent. */
+static shoal_status try_extend(const char *tensor, struct extent *last, const struct ckpt_piece *p,
+                               const struct state *state, bool *extended_out)
+{
+    char one[STATE_TEXT_BYTES];
+    char other[STATE_TEXT_BYTES];
+
+    *extended_out = false;
+    if (last->state.tensor != state->tensor || last->state.kind != state->kind)
+        return SHOAL_OK;
+    if (!ckpt_state_is_same(&last->state, state)) {
+        ckpt_state_text(&last->state, one);
+        ckpt_state_text(state, other);
+        return fail(SHOAL_ERR_INTERNAL, "checkpoint: %s of %s is given as %s and as %s", p->kind,
+                    tensor, one, other);
+    }
+    if (p->begin < last->end)
+        return fail(SHOAL_ERR_INTERNAL,
+                    "checkpoint: %s of %s: items from %" PRId64 " are given twice", p->kind, tensor,
+                    p->begin);
+    if (p->begin == last->end) {
+        last->end = p->end;
+        last->n_pieces++;
+        *extended_out = true;
+    }
+    return SHOAL_OK;
+}
+
 static shoal_status merge_pieces(const struct layout *layout, struct save_plan *plan)
 {
     for (size_t i = 0; i < plan->n_pieces; i++) {
         const struct ckpt_piece *p = plan->pieces[i];
-        int kind = kind_index(plan, p->kind);
-        struct extent *last = plan->n_extents > 0 ? &plan->extents[plan->n_extents - 1] : NULL;
+        const char *tensor = layout->tensors[p->tensor].name;
+        struct state state;
+        bool extended = false;
 
-        if (last != NULL && last->tensor == p->tensor && last->kind == kind) {
-            if (p->begin < last->end)
-                return fail(SHOAL_ERR_INTERNAL,
-                            "checkpoint: %s of %s: elements from %" PRId64 " are given twice",
-                            p->kind, layout->tensors[p->tensor].name, p->begin);
-            if (p->begin == last->end) {
-                last->end = p->end;
-                last->n_pieces++;
-                continue;
-            }
-        }
-        plan->extents[plan->n_extents++] = (struct extent){.tensor = p->tensor,
-                                                           .kind = kind,
-                                                           .begin = p->begin,
-                                                           .end = p->end,
-                                                           .first_piece = i,
-                                                           .n_pieces = 1};
-    }
-    for (size_t i = 0; i < plan->n_extents; i++) {
-        struct extent *e = &plan->extents[i];
-        uint64_t n_bytes = (uint64_t)(e->end - e->begin) * sizeof(float);
-
-        e->first_block = plan->n_blocks;
-        e->n_blocks = shard_blocks(n_bytes);
-        plan->n_blocks += e->n_blocks;
-        plan->payload_bytes += n_bytes;
+        SHOAL_TRY(ckpt_piece_check(layout, p, &state));
+        state.kind = (uint32_t)kind_index(plan, p->kind);
+        if (plan->n_extents > 0)
+            SHOAL_TRY(
+                try_extend(tensor, &plan->extents[plan->n_extents - 1], p, &state, &extended));
+        if (!extended)
+            plan->extents[plan->n_extents++] = (struct extent){
+                .state = state, .begin = p->begin, .end = p->end, .first_piece = i, .n_pieces = 1};
     }
     return SHOAL_OK;
+}
+
+static void count_blocks(struct save_plan *plan)
+{
+    for (size_t i = 0; i < plan->n_extents; i++) {
+        struct extent *e = &plan->extents[i];
+
+        e->first_block = plan->n_blocks;
+        e->n_blocks = shard_blocks(extent_bytes(e));
+        plan->n_blocks += e->n_blocks;
+        plan->payload_bytes += extent_bytes(e);
+    }
 }
 
 shoal_status ckpt_save_plan_create(const struct layout *layout, const struct ckpt_piece *pieces,
@@ -128,13 +128,16 @@ shoal_status ckpt_save_plan_create(const struct layout *layout, const struct ckp
         goto err_destroy;
     }
     for (size_t i = 0; i < n_pieces; i++) {
-        SHOAL_TRY_GOTO(check_piece(layout, &pieces[i]), err_destroy);
+        struct state state;
+
+        SHOAL_TRY_GOTO(ckpt_piece_check(layout, &pieces[i], &state), err_destroy);
         if (pieces[i].begin < pieces[i].end)
             plan.pieces[plan.n_pieces++] = &pieces[i];
     }
-    qsort(plan.pieces, plan.n_pieces, sizeof *plan.pieces, by_element);
+    qsort(plan.pieces, plan.n_pieces, sizeof *plan.pieces, by_item);
     SHOAL_TRY_GOTO(find_kinds(&plan), err_destroy);
     SHOAL_TRY_GOTO(merge_pieces(layout, &plan), err_destroy);
+    count_blocks(&plan);
     plan.crcs = calloc((size_t)plan.n_blocks + 1, sizeof *plan.crcs);
     if (plan.crcs == NULL) {
         status = fail(SHOAL_ERR_NOMEM, "checkpoint: no memory for %u checksums", plan.n_blocks);

@@ -11,19 +11,21 @@
  * the cut was that wrote it.  Memory is READ_SLOTS blocks and one small record per use.
  */
 
-/* `n` elements of a block that somebody wants. */
+/* A part of a block that somebody wants. */
 struct use {
     struct block block;
-    size_t from; /* first element within the block */
-    size_t n;
-    float *to;
+    size_t from; /* first byte within the block */
+    size_t n_bytes;
+    char *to;
+    const struct ckpt_piece *piece; /* whose copy function knows `to`; NULL: host memory */
 };
 
-/* Wanted elements of one tensor and kind of the checkpoint. */
+/* Wanted items of one tensor and kind of the checkpoint. */
 struct want {
     int tensor, kind;
     int64_t begin, end;
-    float *to;
+    char *to;
+    const struct ckpt_piece *piece;
 };
 
 struct use_list {
@@ -35,7 +37,7 @@ struct use_list {
 
 size_t ckpt_block_bytes(const struct ckpt *ckpt, const struct block *b)
 {
-    uint64_t n_bytes = shard_bytes(&ckpt->shards[b->shard]);
+    uint64_t n_bytes = ckpt_shard_bytes(&ckpt->space, &ckpt->shards[b->shard]);
     uint64_t from = (uint64_t)b->index * CKPT_BLOCK_BYTES;
     uint64_t left = n_bytes - from;
 
@@ -126,27 +128,35 @@ static shoal_status add_use(struct use_list *list, struct use use)
 
 static shoal_status add_want(const struct ckpt *ckpt, const struct want *w, struct use_list *list)
 {
-    enum { BLOCK_ELEMENTS = CKPT_BLOCK_BYTES / sizeof(float) };
     size_t n;
     size_t first =
         ckpt_shards_find(ckpt->shards, ckpt->n_shards, (uint32_t)w->tensor, (uint32_t)w->kind, &n);
 
-    if (n == 0 && w->begin < w->end)
+    if (w->begin == w->end)
+        return SHOAL_OK;
+    if (n == 0)
         return fail(SHOAL_ERR_DATA, "checkpoint %s: has no %s of %s", ckpt->path,
                     ckpt->kinds[w->kind], ckpt->tensors[w->tensor].name);
+
+    const struct state *state =
+        ckpt_states_find(&ckpt->space, (uint32_t)w->tensor, (uint32_t)w->kind);
+    size_t width = ckpt_type_bytes(state->type);
+    int64_t block_items = (int64_t)(CKPT_BLOCK_BYTES / width);
+
     for (size_t i = first; i < first + n; i++) {
         const struct shard_row *s = &ckpt->shards[i];
         int64_t begin = w->begin > s->begin ? w->begin : s->begin;
         int64_t end = w->end < s->end ? w->end : s->end;
 
         while (begin < end) {
-            int64_t index = (begin - s->begin) / BLOCK_ELEMENTS;
-            int64_t block_begin = s->begin + index * BLOCK_ELEMENTS;
-            int64_t stop = end < block_begin + BLOCK_ELEMENTS ? end : block_begin + BLOCK_ELEMENTS;
+            int64_t index = (begin - s->begin) / block_items;
+            int64_t block_begin = s->begin + index * block_items;
+            int64_t stop = end < block_begin + block_items ? end : block_begin + block_items;
             struct use use = {.block = {.shard = (uint32_t)i, .index = (uint32_t)index},
-                              .from = (size_t)(begin - block_begin),
-                              .n = (size_t)(stop - begin),
-                              .to = w->to + (begin - w->begin)};
+                              .from = (size_t)(begin - block_begin) * width,
+                              .n_bytes = (size_t)(stop - begin) * width,
+                              .to = w->to + (size_t)(begin - w->begin) * width,
+                              .piece = w->piece};
 
             SHOAL_TRY(add_use(list, use));
             begin = stop;
@@ -176,6 +186,16 @@ static bool same_block(const struct use *a, const struct use *b)
     return a->block.shard == b->block.shard && a->block.index == b->block.index;
 }
 
+static shoal_status deliver(const struct use *u, const char *block)
+{
+    const struct ckpt_piece *p = u->piece;
+
+    if (p != NULL && p->copy != NULL)
+        return p->copy(p->copy_arg, u->to, block + u->from, u->n_bytes, true);
+    memcpy(u->to, block + u->from, u->n_bytes);
+    return SHOAL_OK;
+}
+
 static shoal_status run_uses(struct ckpt *ckpt, struct use_list *list)
 {
     if (list->n > 1)
@@ -199,32 +219,13 @@ static shoal_status run_uses(struct ckpt *ckpt, struct use_list *list)
 
             if (u->block.shard != blocks[slot].shard || u->block.index != blocks[slot].index)
                 slot++;
-            memcpy(u->to, slot_data(ckpt, slot) + u->from * sizeof(float), u->n * sizeof(float));
+            SHOAL_TRY(deliver(u, slot_data(ckpt, slot)));
         }
     }
     return SHOAL_OK;
 }
 
 /* ---- pieces ---- */
-
-static int find_tensor(const struct ckpt *ckpt, const char *name)
-{
-    size_t low = 0;
-    size_t high = ckpt->n_tensors;
-
-    while (low < high) {
-        size_t mid = low + (high - low) / 2;
-        int order = strcmp(ckpt->tensors[ckpt->by_name[mid]].name, name);
-
-        if (order == 0)
-            return ckpt->by_name[mid];
-        if (order < 0)
-            low = mid + 1;
-        else
-            high = mid;
-    }
-    return -1;
-}
 
 static void shape_text(const struct tensor *t, char out[96])
 {
@@ -237,7 +238,7 @@ static void shape_text(const struct tensor *t, char out[96])
 
 static shoal_status match_tensor(const struct ckpt *ckpt, const struct tensor *want, int *index_out)
 {
-    int index = find_tensor(ckpt, want->name);
+    int index = ckpt_find_tensor(ckpt, want->name);
     char wanted[96];
     char found[96];
 
@@ -282,21 +283,36 @@ static shoal_status match_kind(const struct ckpt *ckpt, const char *kind, int *i
                     list);
 }
 
+static shoal_status match_items(const struct ckpt *ckpt, const struct want *want,
+                                const struct state *expected)
+{
+    const struct state *found =
+        ckpt_states_find(&ckpt->space, (uint32_t)want->tensor, (uint32_t)want->kind);
+    char here[STATE_TEXT_BYTES];
+    char there[STATE_TEXT_BYTES];
+
+    /* A tensor without this kind is for add_want to report. */
+    if (found == NULL || ckpt_state_is_same(found, expected))
+        return SHOAL_OK;
+    ckpt_state_text(expected, here);
+    ckpt_state_text(found, there);
+    fail(SHOAL_ERR_CONFIG, "checkpoint %s: %s of %s is %s there, %s in this run", ckpt->path,
+         ckpt->kinds[want->kind], ckpt->tensors[want->tensor].name, there, here);
+    fail_why(SHOAL_ERR_CONFIG, "states are loaded as they were saved, without conversion");
+    return fail_hint(SHOAL_ERR_CONFIG,
+                     "use the precision and state settings of the run that saved it");
+}
+
 static shoal_status add_piece(const struct ckpt *ckpt, const struct layout *layout,
                               const struct ckpt_piece *p, struct use_list *list)
 {
-    struct want want = {.begin = p->begin, .end = p->end, .to = p->data};
+    struct want want = {.begin = p->begin, .end = p->end, .to = p->data, .piece = p};
+    struct state expected;
 
-    if (p->tensor < 0 || p->tensor >= layout->n_tensors)
-        return fail(SHOAL_ERR_INTERNAL, "checkpoint piece: tensor %d of %d", p->tensor,
-                    layout->n_tensors);
+    SHOAL_TRY(ckpt_piece_check(layout, p, &expected));
     SHOAL_TRY(match_tensor(ckpt, &layout->tensors[p->tensor], &want.tensor));
     SHOAL_TRY(match_kind(ckpt, p->kind, &want.kind));
-    if (p->begin < 0 || p->begin > p->end || p->end > layout->tensors[p->tensor].n_elements)
-        return fail(SHOAL_ERR_INTERNAL,
-                    "checkpoint piece: %s of %s: elements %" PRId64 "..%" PRId64 " of %" PRId64,
-                    p->kind, layout->tensors[p->tensor].name, p->begin, p->end,
-                    layout->tensors[p->tensor].n_elements);
+    SHOAL_TRY(match_items(ckpt, &want, &expected));
     return add_want(ckpt, &want, list);
 }
 
@@ -315,7 +331,7 @@ shoal_status ckpt_read(struct ckpt *ckpt, const struct layout *layout, struct ck
 }
 
 shoal_status ckpt_read_range(struct ckpt *ckpt, int tensor, int kind, int64_t begin, int64_t end,
-                             float *out)
+                             void *out)
 {
     struct want want = {.tensor = tensor, .kind = kind, .begin = begin, .end = end, .to = out};
     struct use_list list = {0};

@@ -1,15 +1,12 @@
-#include "checkpoint/checkpoint_internal.h"
+#include "checkpoint/save_internal.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 /*
  * The commit protocol.  docs/checkpoint-format.md argues why a crash at any point leaves the
@@ -21,31 +18,6 @@
  *   rank 0      check coverage; manifest.h5, COMMIT, fsync, rename, fsync    agree
  *   rank 0      LATEST (a hint), then retention
  */
-
-/* What a rank tells the others about its file; rows follow separately. */
-struct vote {
-    struct file_row file;
-    int64_t step, n_parameters;
-    uint64_t n_extents, n_kinds;
-    char kinds[CKPT_MAX_KINDS][CKPT_KIND_BYTES];
-};
-
-struct save {
-    struct ckpt_store *store;
-    const struct layout *layout;
-    const struct ckpt_meta *meta;
-    struct save_plan plan;
-    struct file_row row;
-    char attempt[CKPT_UUID_BYTES];
-    char tmp_name[CKPT_NAME_BYTES];
-    char tmp[CKPT_PATH_BYTES];
-    int rank, world;
-
-    struct vote *votes;       /* of all ranks */
-    struct shard_row *shards; /* of all ranks, with the ranks' own kind indexes at first */
-    size_t n_shards;
-    uint64_t total_bytes;
-};
 
 static shoal_status begin_local(struct save *s, const struct ckpt_piece *pieces, size_t n_pieces)
 {
@@ -148,24 +120,25 @@ static shoal_status check_votes(struct save *s)
                         " parameters, rank %d step %" PRId64 " of %" PRId64,
                         r, v->step, v->n_parameters, s->rank, s->meta->step,
                         s->layout->n_parameters);
-        s->n_shards += v->n_extents;
+        s->n_rows += v->n_extents;
         s->total_bytes += v->file.size;
     }
     return SHOAL_OK;
 }
 
-static void own_rows(const struct save *s, size_t first, size_t n, struct shard_row *rows)
+static void own_rows(const struct save *s, size_t first, size_t n, struct extent_row *rows)
 {
     for (size_t i = 0; i < n && first + i < s->plan.n_extents; i++) {
         const struct extent *e = &s->plan.extents[first + i];
 
-        rows[i] = (struct shard_row){.tensor = (uint32_t)e->tensor,
-                                     .kind = (uint32_t)e->kind,
-                                     .rank = (uint32_t)s->rank,
-                                     .first_block = e->first_block,
-                                     .begin = e->begin,
-                                     .end = e->end,
-                                     .byte_off = e->byte_off};
+        rows[i].state = e->state;
+        rows[i].shard = (struct shard_row){.tensor = e->state.tensor,
+                                           .kind = e->state.kind,
+                                           .rank = (uint32_t)s->rank,
+                                           .first_block = e->first_block,
+                                           .begin = e->begin,
+                                           .end = e->end,
+                                           .byte_off = e->byte_off};
     }
 }
 
@@ -175,13 +148,13 @@ static shoal_status gather_rows(struct save *s)
     enum { ROWS = 256 };
     size_t most = 0;
     size_t have = 0;
-    struct shard_row *own = calloc(ROWS, sizeof *own);
-    struct shard_row *round = calloc((size_t)s->world * ROWS, sizeof *round);
+    struct extent_row *own = calloc(ROWS, sizeof *own);
+    struct extent_row *round = calloc((size_t)s->world * ROWS, sizeof *round);
     shoal_status status = SHOAL_OK;
 
-    s->shards = calloc(s->n_shards + 1, sizeof *s->shards);
-    if (own == NULL || round == NULL || s->shards == NULL)
-        status = fail(SHOAL_ERR_NOMEM, "checkpoint: no memory for %zu shard rows", s->n_shards);
+    s->rows = calloc(s->n_rows + 1, sizeof *s->rows);
+    if (own == NULL || round == NULL || s->rows == NULL)
+        status = fail(SHOAL_ERR_NOMEM, "checkpoint: no memory for %zu shard rows", s->n_rows);
     SHOAL_TRY_GOTO(comm_agree(s->store->comm, status), done);
 
     for (int r = 0; r < s->world; r++)
@@ -192,7 +165,7 @@ static shoal_status gather_rows(struct save *s)
         SHOAL_TRY_GOTO(comm_all_gather_bytes(s->store->comm, own, ROWS * sizeof *own, round), done);
         for (int r = 0; r < s->world; r++)
             for (size_t i = 0; i < ROWS && first + i < s->votes[r].n_extents; i++)
-                s->shards[have++] = round[(size_t)r * ROWS + i];
+                s->rows[have++] = round[(size_t)r * ROWS + i];
     }
 
 done:
@@ -223,143 +196,6 @@ static shoal_status exchange(struct save *s)
     return gather_rows(s);
 }
 
-/* ---- rank 0 ---- */
-
-static int by_text(const void *a, const void *b)
-{
-    return strcmp(a, b);
-}
-
-/* The union of the ranks' kinds, sorted; rows are renumbered to it. */
-static shoal_status unite_kinds(struct save *s, char kinds[][CKPT_KIND_BYTES], size_t *n_out)
-{
-    size_t n = 0;
-
-    for (int r = 0; r < s->world; r++)
-        for (size_t k = 0; k < s->votes[r].n_kinds; k++) {
-            size_t i = 0;
-
-            while (i < n && strcmp(kinds[i], s->votes[r].kinds[k]) != 0)
-                i++;
-            if (i == n && n == CKPT_MAX_KINDS)
-                return fail(SHOAL_ERR_INTERNAL, "checkpoint: more than %d state kinds",
-                            CKPT_MAX_KINDS);
-            if (i == n)
-                memcpy(kinds[n++], s->votes[r].kinds[k], CKPT_KIND_BYTES);
-        }
-    qsort(kinds, n, CKPT_KIND_BYTES, by_text);
-    for (size_t i = 0; i < s->n_shards; i++) {
-        struct shard_row *row = &s->shards[i];
-        const char *kind = s->votes[row->rank].kinds[row->kind];
-
-        for (uint32_t k = 0; k < n; k++)
-            if (strcmp(kinds[k], kind) == 0)
-                row->kind = k;
-    }
-    *n_out = n;
-    return SHOAL_OK;
-}
-
-static shoal_status write_manifest(struct save *s, struct file_row *files, struct commit *commit)
-{
-    char kinds[CKPT_MAX_KINDS][CKPT_KIND_BYTES] = {{0}};
-    char path[CKPT_PATH_BYTES];
-    struct shard_space space = {.tensors = s->layout->tensors,
-                                .n_tensors = (size_t)s->layout->n_tensors,
-                                .kinds = (const char(*)[CKPT_KIND_BYTES])kinds,
-                                .files = files,
-                                .n_files = (size_t)s->world};
-    struct manifest manifest = {.layout = s->layout,
-                                .meta = s->meta,
-                                .attempt = s->attempt,
-                                .space = &space,
-                                .shards = s->shards,
-                                .n_shards = s->n_shards};
-    char *image = NULL;
-    size_t n_bytes = 0;
-
-    for (int r = 0; r < s->world; r++)
-        files[r] = s->votes[r].file;
-    SHOAL_TRY(unite_kinds(s, kinds, &space.n_kinds));
-    SHOAL_TRY(ckpt_fs_join(path, sizeof path, s->tmp, CKPT_MANIFEST_FILE));
-    SHOAL_TRY(ckpt_shards_check(SHOAL_ERR_INTERNAL, path, &space, s->shards, s->n_shards));
-    SHOAL_TRY(ckpt_manifest_create(&manifest, path));
-    SHOAL_TRY(ckpt_fs_sync_file(path));
-    SHOAL_TRY(ckpt_fs_read_file(path, CKPT_MANIFEST_MAX_BYTES, &image, &n_bytes));
-    *commit = (struct commit){.step = s->meta->step,
-                              .manifest_bytes = n_bytes,
-                              .manifest_crc = ckpt_crc32c(0, image, n_bytes)};
-    memcpy(commit->attempt, s->attempt, sizeof commit->attempt);
-    s->total_bytes += n_bytes;
-    free(image);
-    return SHOAL_OK;
-}
-
-/*
- * Give the directory its final name.  When the step exists already (a run that resumed and saved
- * the same step again) the two directories change names in one system call, so that at no time
- * neither exists; the old one then is the temporary.
- */
-static shoal_status publish(const struct save *s, const char *final)
-{
-    if (renameat2(AT_FDCWD, s->tmp, AT_FDCWD, final, RENAME_NOREPLACE) == 0)
-        return SHOAL_OK;
-    if (errno == EEXIST && renameat2(AT_FDCWD, s->tmp, AT_FDCWD, final, RENAME_EXCHANGE) == 0)
-        return SHOAL_OK;
-    /* File systems without these flags (NFS): plain rename, which refuses a full directory. */
-    if (errno == EINVAL && rename(s->tmp, final) == 0)
-        return SHOAL_OK;
-    return ckpt_fs_fail(SHOAL_ERR_IO, final, "cannot rename the finished checkpoint");
-}
-
-/* LATEST is a hint for people and scripts; no reader relies on it, so failing costs a log line. */
-static void write_latest(const struct save *s, const char *name, const struct commit *commit)
-{
-    char text[CKPT_NAME_BYTES + 16];
-    char tmp_name[CKPT_NAME_BYTES];
-    char from[CKPT_PATH_BYTES];
-    char to[CKPT_PATH_BYTES];
-    const char *root = s->store->root;
-    int n = snprintf(text, sizeof text, "%s %08" PRIx32 "\n", name, commit->manifest_crc);
-
-    snprintf(tmp_name, sizeof tmp_name, CKPT_LATEST_FILE ".tmp-%.36s", s->attempt);
-    if (ckpt_fs_write_file(root, tmp_name, text, (size_t)n) != SHOAL_OK ||
-        ckpt_fs_join(from, sizeof from, root, tmp_name) != SHOAL_OK ||
-        ckpt_fs_join(to, sizeof to, root, CKPT_LATEST_FILE) != SHOAL_OK || rename(from, to) != 0 ||
-        ckpt_fs_sync_dir(root) != SHOAL_OK)
-        log_line("ckpt", "%s is complete, but %s/" CKPT_LATEST_FILE " could not be updated", name,
-                 root);
-}
-
-static shoal_status commit(struct save *s, const char *final)
-{
-    struct ckpt_store *store = s->store;
-    struct commit record;
-    char text[512];
-    struct file_row *files = calloc((size_t)s->world, sizeof *files);
-
-    if (files == NULL)
-        return fail(SHOAL_ERR_NOMEM, "checkpoint: no memory for %d file rows", s->world);
-    ckpt_fault("manifest", s->rank, store->n_saves);
-
-    shoal_status status = write_manifest(s, files, &record);
-
-    free(files);
-    SHOAL_TRY(status);
-    ckpt_fault("commit", s->rank, store->n_saves);
-    /* COMMIT must never be durable before the entries of the files it vouches for. */
-    SHOAL_TRY(ckpt_fs_sync_dir(s->tmp));
-    SHOAL_TRY(ckpt_fs_write_file(s->tmp, CKPT_COMMIT_FILE, text,
-                                 ckpt_commit_format(text, sizeof text, &record)));
-    SHOAL_TRY(ckpt_fs_sync_dir(s->tmp));
-    ckpt_fault("rename", s->rank, store->n_saves);
-    SHOAL_TRY(publish(s, final));
-    ckpt_fault("renamed", s->rank, store->n_saves);
-    SHOAL_TRY(ckpt_fs_sync_dir(store->root));
-    write_latest(s, strrchr(final, '/') + 1, &record);
-    return SHOAL_OK;
-}
-
 /* Everything up to the commit's verdict.  Collective. */
 static shoal_status save_all(struct save *s, const struct ckpt_piece *pieces, size_t n_pieces,
                              const char *final)
@@ -370,7 +206,7 @@ static shoal_status save_all(struct save *s, const struct ckpt_piece *pieces, si
     SHOAL_TRY(comm_agree(comm, write_rank_file(s)));
     SHOAL_TRY(exchange(s));
     comm_note(comm, s->meta->step, "checkpoint: committing");
-    return comm_agree(comm, s->rank == 0 ? commit(s, final) : SHOAL_OK);
+    return comm_agree(comm, s->rank == 0 ? ckpt_commit(s, final) : SHOAL_OK);
 }
 
 /* After a failure the space is wanted back; after an exchange of names this is the old step. */
@@ -416,7 +252,7 @@ shoal_status ckpt_save(struct ckpt_store *store, const struct layout *layout,
         status = comm_broadcast(store->comm, 0, facts, sizeof facts);
     }
     free(s.votes);
-    free(s.shards);
+    free(s.rows);
     ckpt_save_plan_destroy(&s.plan);
     if (status != SHOAL_OK)
         return status;

@@ -5,7 +5,7 @@
 #include <string.h>
 
 /*
- * The shard table says where every element of every state lies.  It is checked as a whole, by the
+ * The shard table says where every item of every state lies.  It is checked as a whole, by the
  * writer before the commit and by every reader: afterwards the table can be trusted as arithmetic.
  */
 
@@ -31,6 +31,18 @@ static int by_place(const void *pa, const void *pb)
     return a->byte_off < b->byte_off ? -1 : a->byte_off > b->byte_off;
 }
 
+void ckpt_shards_sort(struct shard_row *rows, size_t n_rows)
+{
+    qsort(rows, n_rows, sizeof *rows, by_tensor);
+}
+
+uint64_t ckpt_shard_bytes(const struct shard_space *space, const struct shard_row *row)
+{
+    const struct state *state = ckpt_states_find(space, row->tensor, row->kind);
+
+    return (uint64_t)(row->end - row->begin) * ckpt_type_bytes(state->type);
+}
+
 static shoal_status check_row(shoal_status code, const char *where, const struct shard_space *space,
                               const struct shard_row *row, size_t index)
 {
@@ -41,14 +53,19 @@ static shoal_status check_row(shoal_status code, const char *where, const struct
 
     const struct tensor *t = &space->tensors[row->tensor];
     const struct file_row *f = &space->files[row->rank];
+    const struct state *state = ckpt_states_find(space, row->tensor, row->kind);
 
-    if (row->begin < 0 || row->begin >= row->end || row->end > t->n_elements)
+    if (state == NULL)
+        return fail(code, "%s: shard %zu holds %s of %s, which the table of states does not list",
+                    where, index, space->kinds[row->kind], t->name);
+    if (row->begin < 0 || row->begin >= row->end || row->end > state->n_items)
         return fail(
-            code, "%s: shard %zu holds elements %" PRId64 "..%" PRId64 " of %s, which has %" PRId64,
-            where, index, row->begin, row->end, t->name, t->n_elements);
+            code,
+            "%s: shard %zu holds items %" PRId64 "..%" PRId64 " of %s of %s, which has %" PRId64,
+            where, index, row->begin, row->end, space->kinds[row->kind], t->name, state->n_items);
 
-    /* n_elements is bounded so that neither product nor sum can wrap. */
-    uint64_t n_bytes = shard_bytes(row);
+    /* n_items is bounded so that neither product nor sum can wrap. */
+    uint64_t n_bytes = (uint64_t)(row->end - row->begin) * ckpt_type_bytes(state->type);
 
     if (row->byte_off < f->header_bytes || row->byte_off > f->payload_end ||
         n_bytes > f->payload_end - row->byte_off)
@@ -64,30 +81,33 @@ static shoal_status check_row(shoal_status code, const char *where, const struct
     return SHOAL_OK;
 }
 
-/* Rows are sorted; each run of (tensor, kind) must be 0..n_elements without gap or overlap. */
+/*
+ * Rows and states are sorted alike and each row has its state; the rows of a state must be
+ * 0..n_items without gap or overlap.
+ */
 static shoal_status check_cover(shoal_status code, const char *where,
                                 const struct shard_space *space, const struct shard_row *rows,
                                 size_t n_rows)
 {
-    for (size_t i = 0; i < n_rows;) {
-        const struct tensor *t = &space->tensors[rows[i].tensor];
-        const char *kind = space->kinds[rows[i].kind];
-        size_t first = i;
+    size_t i = 0;
+
+    for (size_t s = 0; s < space->n_states; s++) {
+        const struct state *state = &space->states[s];
+        const char *name = space->tensors[state->tensor].name;
+        const char *kind = space->kinds[state->kind];
         int64_t at = 0;
 
-        for (;
-             i < n_rows && rows[i].tensor == rows[first].tensor && rows[i].kind == rows[first].kind;
-             i++) {
+        for (; i < n_rows && rows[i].tensor == state->tensor && rows[i].kind == state->kind; i++) {
             if (rows[i].begin != at)
-                return fail(code, "%s: %s of %s: elements %" PRId64 "..%" PRId64 " are stored %s",
-                            where, kind, t->name, rows[i].begin < at ? rows[i].begin : at,
+                return fail(code, "%s: %s of %s: items %" PRId64 "..%" PRId64 " are stored %s",
+                            where, kind, name, rows[i].begin < at ? rows[i].begin : at,
                             rows[i].begin < at ? at : rows[i].begin,
                             rows[i].begin < at ? "twice" : "nowhere");
             at = rows[i].end;
         }
-        if (at != t->n_elements)
-            return fail(code, "%s: %s of %s: elements %" PRId64 "..%" PRId64 " are stored nowhere",
-                        where, kind, t->name, at, t->n_elements);
+        if (at != state->n_items)
+            return fail(code, "%s: %s of %s: items %" PRId64 "..%" PRId64 " are stored nowhere",
+                        where, kind, name, at, state->n_items);
     }
     return SHOAL_OK;
 }
@@ -123,7 +143,7 @@ static shoal_status check_overlap(shoal_status code, const char *where,
         const struct shard_row *a = place[i - 1];
         const struct shard_row *b = place[i];
 
-        if (a->rank == b->rank && a->byte_off + shard_bytes(a) > b->byte_off)
+        if (a->rank == b->rank && a->byte_off + ckpt_shard_bytes(space, a) > b->byte_off)
             status = fail(code, "%s: %s and %s share bytes of rank %u's file", where,
                           space->tensors[a->tensor].name, space->tensors[b->tensor].name, a->rank);
     }
@@ -137,7 +157,7 @@ shoal_status ckpt_shards_check(shoal_status code, const char *where,
 {
     for (size_t i = 0; i < n_rows; i++)
         SHOAL_TRY(check_row(code, where, space, &rows[i], i));
-    qsort(rows, n_rows, sizeof *rows, by_tensor);
+    ckpt_shards_sort(rows, n_rows);
     SHOAL_TRY(check_cover(code, where, space, rows, n_rows));
     SHOAL_TRY(check_every_tensor(code, where, space, rows, n_rows));
     return check_overlap(code, where, space, rows, n_rows);

@@ -1,4 +1,4 @@
-#include "checkpoint/checkpoint_internal.h"
+#include "checkpoint/save_internal.h"
 
 #include <stdio.h>
 #include <sys/stat.h>
@@ -10,7 +10,7 @@
  */
 
 /*
- * What HDF5 needs per dataset (two object headers, links and six attributes) measures about
+ * What HDF5 needs per dataset (two object headers, links and up to six attributes) measures about
  * 1.2 KiB in the head; an estimate that is too low only moves the rest behind the payload.
  */
 static size_t metadata_estimate(const struct save_plan *plan)
@@ -46,11 +46,20 @@ static herr_t put_file_attrs(hid_t root, const struct skeleton_params *params,
     return rc;
 }
 
+/* The shape of items that are not one per element of the tensor is their number. */
 static herr_t put_dataset_attrs(hid_t dataset, const struct tensor *t, const struct extent *e)
 {
+    const struct state *state = &e->state;
     herr_t rc = 0;
 
-    rc |= ckpt_h5_put_attr(dataset, "shape", H5T_STD_I64LE, (size_t)t->ndim, t->shape);
+    if (state->n_items == t->n_elements)
+        rc |= ckpt_h5_put_attr(dataset, "shape", H5T_STD_I64LE, (size_t)t->ndim, t->shape);
+    else
+        rc |= ckpt_h5_put_attr(dataset, "shape", H5T_STD_I64LE, 1, &state->n_items);
+    if (state->type != CKPT_F32 || state->codec[0] != '\0') {
+        rc |= ckpt_h5_put_text_attr(dataset, "type", ckpt_type_name(state->type));
+        rc |= ckpt_h5_put_text_attr(dataset, "codec", state->codec);
+    }
     rc |= ckpt_h5_put_attr(dataset, "begin", H5T_STD_I64LE, 1, &e->begin);
     rc |= ckpt_h5_put_attr(dataset, "end", H5T_STD_I64LE, 1, &e->end);
     rc |= ckpt_h5_put_attr(dataset, "first_block", H5T_STD_U32LE, 1, &e->first_block);
@@ -66,14 +75,17 @@ static shoal_status new_extent(hid_t file, const struct skeleton_params *params,
 {
     char path[2 * CKPT_NAME_BYTES];
     struct extent *e = &plan->extents[index];
-    const struct tensor *t = &params->layout->tensors[e->tensor];
-    bool again = index > 0 && e[-1].tensor == e->tensor && e[-1].kind == e->kind;
-    int n = snprintf(path, sizeof path, "/tensors/%s/%s", t->name, plan->kinds[e->kind]);
+    const struct state *state = &e->state;
+    const struct tensor *t = &params->layout->tensors[state->tensor];
+    bool again =
+        index > 0 && e[-1].state.tensor == state->tensor && e[-1].state.kind == state->kind;
+    int n = snprintf(path, sizeof path, "/tensors/%s/%s", t->name, plan->kinds[state->kind]);
 
     if (again)
         snprintf(path + n, sizeof path - (size_t)n, "@%lld", (long long)e->begin);
 
-    hid_t dataset = ckpt_h5_new_dataset(file, path, H5T_IEEE_F32LE, (size_t)(e->end - e->begin));
+    hid_t dataset = ckpt_h5_new_dataset(file, path, ckpt_h5_item_type(state->type),
+                                        (size_t)(e->end - e->begin));
 
     if (dataset < 0)
         return ckpt_h5_fail(SHOAL_ERR_IO, params->path, path);
@@ -108,7 +120,7 @@ static shoal_status fill_skeleton(hid_t file, const struct skeleton_params *para
         const struct extent *e = &plan->extents[i];
 
         SHOAL_TRY(new_extent(file, params, plan, i));
-        uint64_t end = e->byte_off + (uint64_t)(e->end - e->begin) * sizeof(float);
+        uint64_t end = e->byte_off + extent_bytes(e);
 
         if (e->byte_off < row->header_bytes)
             return fail(SHOAL_ERR_INTERNAL, "%s: HDF5 placed payload before the checksum table",

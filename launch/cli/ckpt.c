@@ -30,19 +30,49 @@ static json_t *real_json(double value)
     return isfinite(value) ? json_real(value) : json_null();
 }
 
+static json_t *groups_json(const struct ckpt_group *groups, size_t n)
+{
+    json_t *array = json_array();
+
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(
+            array, json_pack("{s:s, s:s, s:s, s:i, s:I, s:I}", "kind", groups[i].kind, "type",
+                             ckpt_type_name(groups[i].type), "codec", groups[i].codec, "tensors",
+                             groups[i].n_tensors, "items", (json_int_t)groups[i].n_items, "bytes",
+                             (json_int_t)groups[i].n_bytes));
+    return array;
+}
+
 static json_t *entry_json(const struct ckpt_entry *entry)
 {
-    return json_pack("{s:s, s:s, s:I, s:I, s:i, s:i, s:o, s:I, s:s}", "name", entry->name, "state",
-                     state_name(entry->state), "step", (json_int_t)entry->step, "bytes",
+    return json_pack("{s:s, s:s, s:I, s:I, s:i, s:i, s:o, s:I, s:s, s:o}", "name", entry->name,
+                     "state", state_name(entry->state), "step", (json_int_t)entry->step, "bytes",
                      (json_int_t)entry->n_bytes, "ranks", entry->world_size, "zero",
                      entry->zero_stage, "loss", real_json(entry->loss), "created_unix_ns",
-                     (json_int_t)entry->created_unix_ns, "why", entry->why);
+                     (json_int_t)entry->created_unix_ns, "why", entry->why, "states",
+                     groups_json(entry->groups, entry->n_groups));
+}
+
+/* The types of items that occur, each once: "f32", "f32+u8". */
+static void types_text(const struct ckpt_entry *entry, char out[64])
+{
+    bool seen[CKPT_TYPE_COUNT] = {false};
+    int n = 0;
+
+    out[0] = '\0';
+    for (size_t i = 0; i < entry->n_groups; i++)
+        seen[entry->groups[i].type] = true;
+    for (int t = 0; t < CKPT_TYPE_COUNT; t++)
+        if (seen[t])
+            n += snprintf(out + n, 64 - (size_t)n, "%s%s", n > 0 ? "+" : "",
+                          ckpt_type_name((enum ckpt_type)t));
 }
 
 static void print_entry(const struct ckpt_entry *entry)
 {
     char size[32];
     char when[32] = "";
+    char types[64];
     struct tm local;
     time_t seconds = (time_t)(entry->created_unix_ns / 1000000000);
 
@@ -53,9 +83,10 @@ static void print_entry(const struct ckpt_entry *entry)
     bytes_text(entry->n_bytes, size);
     if (localtime_r(&seconds, &local) != NULL)
         strftime(when, sizeof when, "%Y-%m-%d %H:%M:%S", &local);
-    printf("%-24s %-9s  step %-8" PRId64 " loss %-8.4f %10s  %d ranks, zero %d  %s\n", entry->name,
-           state_name(entry->state), entry->step, entry->loss, size, entry->world_size,
-           entry->zero_stage, when);
+    types_text(entry, types);
+    printf("%-24s %-9s  step %-8" PRId64 " loss %-8.4f %10s  %d ranks, zero %d  %s  %s\n",
+           entry->name, state_name(entry->state), entry->step, entry->loss, size, entry->world_size,
+           entry->zero_stage, when, types);
 }
 
 static shoal_status run_ls(const struct command_line *line)
@@ -134,7 +165,8 @@ static int64_t count_elements(const struct ckpt *ckpt)
     return n;
 }
 
-static json_t *ckpt_json(const struct ckpt *ckpt, bool tensors)
+static json_t *ckpt_json(const struct ckpt *ckpt, const struct ckpt_group *groups, size_t n_groups,
+                         bool tensors)
 {
     const struct ckpt_meta *meta = ckpt_meta(ckpt);
     json_t *kinds = json_array();
@@ -142,13 +174,14 @@ static json_t *ckpt_json(const struct ckpt *ckpt, bool tensors)
     for (int i = 0; i < ckpt_kind_count(ckpt); i++)
         json_array_append_new(kinds, json_string(ckpt_kind(ckpt, i)));
     json_t *object = json_pack(
-        "{s:s, s:I, s:I, s:I, s:I, s:o, s:s, s:s, s:I, s:o, s:o, s:o, s:o}", "path",
+        "{s:s, s:I, s:I, s:I, s:I, s:o, s:s, s:s, s:I, s:o, s:o, s:o, s:o, s:o}", "path",
         ckpt_path(ckpt), "step", (json_int_t)meta->step, "sequences",
         (json_int_t)meta->consumed_sequences, "tokens", (json_int_t)meta->consumed_tokens, "seed",
         (json_int_t)meta->seed, "loss", real_json(meta->loss), "run_uuid", meta->run_uuid,
         "optimizer", meta->optimizer, "parameters", (json_int_t)count_elements(ckpt), "kinds",
-        kinds, "model", embedded_json(meta->model_json), "optimizer_state",
-        embedded_json(meta->optimizer_json), "topology", embedded_json(meta->topology_json));
+        kinds, "states", groups_json(groups, n_groups), "model", embedded_json(meta->model_json),
+        "optimizer_state", embedded_json(meta->optimizer_json), "topology",
+        embedded_json(meta->topology_json));
     if (object != NULL && tensors)
         json_object_set_new(object, "tensors", tensors_json(ckpt));
     return object;
@@ -169,7 +202,20 @@ static void print_tensors(const struct ckpt *ckpt)
     }
 }
 
-static void print_ckpt(const struct ckpt *ckpt, bool tensors)
+static void print_groups(const struct ckpt_group *groups, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        char size[32];
+
+        bytes_text(groups[i].n_bytes, size);
+        printf("  %-23s %-4s %-15s %10s  %" PRId64 " items of %d tensor%s\n", groups[i].kind,
+               ckpt_type_name(groups[i].type), groups[i].codec, size, groups[i].n_items,
+               groups[i].n_tensors, groups[i].n_tensors == 1 ? "" : "s");
+    }
+}
+
+static void print_ckpt(const struct ckpt *ckpt, const struct ckpt_group *groups, size_t n_groups,
+                       bool tensors)
 {
     const struct ckpt_meta *meta = ckpt_meta(ckpt);
 
@@ -184,6 +230,7 @@ static void print_ckpt(const struct ckpt *ckpt, bool tensors)
     for (int i = 0; i < ckpt_kind_count(ckpt); i++)
         printf(" %s", ckpt_kind(ckpt, i));
     putchar('\n');
+    print_groups(groups, n_groups);
     if (tensors)
         print_tensors(ckpt);
 }
@@ -191,6 +238,9 @@ static void print_ckpt(const struct ckpt *ckpt, bool tensors)
 static shoal_status show(const struct command_line *line, struct ckpt *ckpt)
 {
     bool tensors = option_is_set(line, "tensors");
+    struct ckpt_group *groups = NULL;
+    size_t n_groups = 0;
+    shoal_status status = SHOAL_OK;
     char hex[33];
 
     if (option_is_set(line, "hash")) {
@@ -198,10 +248,13 @@ static shoal_status show(const struct command_line *line, struct ckpt *ckpt)
         printf("%s\n", hex);
         return SHOAL_OK;
     }
+    SHOAL_TRY(ckpt_groups(ckpt, &groups, &n_groups));
     if (option_is_set(line, "json"))
-        return print_json(ckpt_json(ckpt, tensors));
-    print_ckpt(ckpt, tensors);
-    return SHOAL_OK;
+        status = print_json(ckpt_json(ckpt, groups, n_groups, tensors));
+    else
+        print_ckpt(ckpt, groups, n_groups, tensors);
+    free(groups);
+    return status;
 }
 
 static shoal_status run_show(const struct command_line *line)

@@ -109,9 +109,10 @@ static void state_fill(struct state *s, int64_t step)
 {
     for (size_t i = 0; i < s->n; i++) {
         const struct ckpt_piece *p = &s->pieces[i];
+        float *data = p->data;
 
         for (int64_t e = p->begin; e < p->end; e++)
-            p->data[e - p->begin] = test_value(p->tensor, kind_number(p->kind), e, step);
+            data[e - p->begin] = test_value(p->tensor, kind_number(p->kind), e, step);
     }
 }
 
@@ -121,9 +122,10 @@ static int64_t state_wrong(const struct state *s, int64_t step)
 
     for (size_t i = 0; i < s->n; i++) {
         const struct ckpt_piece *p = &s->pieces[i];
+        const float *data = p->data;
 
         for (int64_t e = p->begin; e < p->end; e++)
-            wrong += p->data[e - p->begin] != test_value(p->tensor, kind_number(p->kind), e, step);
+            wrong += data[e - p->begin] != test_value(p->tensor, kind_number(p->kind), e, step);
     }
     return wrong;
 }
@@ -223,6 +225,18 @@ void remove_tree(const char *path)
 void file_in_step(char out[512], const char *root, int64_t step, const char *name)
 {
     snprintf(out, 512, "%s/step-%012" PRId64 "/%s", root, step, name);
+}
+
+void flip_bit(const char *path, long at, int bit)
+{
+    FILE *f = fopen(path, "r+");
+    int c;
+
+    fseek(f, at, SEEK_SET);
+    c = fgetc(f);
+    fseek(f, at, SEEK_SET);
+    fputc(c ^ (1 << bit), f);
+    fclose(f);
 }
 
 static void run_copy(const char *flags, const char *from, const char *to)

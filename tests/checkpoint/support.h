@@ -50,5 +50,6 @@ void remove_tree(const char *path);
 /* root/step-N/name */
 void file_in_step(char out[512], const char *root, int64_t step, const char *name);
 
+void flip_bit(const char *path, long at, int bit);
 void copy_file(const char *from, const char *to);
 void copy_tree(const char *from, const char *to);

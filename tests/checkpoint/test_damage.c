@@ -54,18 +54,6 @@ static void expect_detected_or_harmless(const char *what, size_t *n_detected)
     cr_assert_eq(wrong, 0, "%s: %ld elements are wrong", what, (long)wrong);
 }
 
-static void flip(const char *path, long at, int bit)
-{
-    FILE *f = fopen(path, "r+");
-    int c;
-
-    fseek(f, at, SEEK_SET);
-    c = fgetc(f);
-    fseek(f, at, SEEK_SET);
-    fputc(c ^ (1 << bit), f);
-    fclose(f);
-}
-
 static long size_of(const char *path)
 {
     struct stat st;
@@ -89,9 +77,9 @@ Test(ckpt_damage, one_flipped_bit_anywhere_is_detected_or_harmless, .timeout = 2
             char what[64];
 
             snprintf(what, sizeof what, "%s, byte %ld", files[i], at);
-            flip(path, at, (int)(at % 8));
+            flip_bit(path, at, (int)(at % 8));
             expect_detected_or_harmless(what, &n_detected);
-            flip(path, at, (int)(at % 8));
+            flip_bit(path, at, (int)(at % 8));
             at += i == 0 ? 1 : at < 4000 ? 61 : 1777;
         }
         cr_log_info("%s: %zu of %zu flips detected", files[i], n_detected, n);
@@ -122,7 +110,7 @@ Test(ckpt_damage, a_flipped_payload_bit_is_named_with_file_tensor_and_bytes)
 
     ckpt_close(ckpt);
     file_in_step(path, root, 2, "rank-00001.h5");
-    flip(path, at, 3);
+    flip_bit(path, at, 3);
     cr_assert_eq(read_back(root, layout, 2, &step, &wrong), SHOAL_ERR_DATA);
     cr_expect_neq(strstr(shoal_last_error(), "rank-00001.h5: exp_avg_sq of h.0.attn.c_attn.weight"),
                   NULL, "%s", shoal_last_error());
@@ -307,6 +295,9 @@ Test(ckpt_damage, mutated_manifests_with_a_fitting_checksum_never_crash_the_read
     /* The regions that HDF5's own checksums do not cover: the rows. */
     size_t shards_at = find_bytes(image, n, &ckpt->files[0], sizeof(struct file_row));
     size_t tensors_at = find_bytes(image, n, "wte.weight\0\0", 12);
+    struct state_row state = ckpt_state_row(&ckpt->states[0]);
+    size_t states_at = find_bytes(image, n, &state, sizeof state);
+    size_t states_bytes = ckpt->n_states * sizeof state;
     char *copy = malloc(n);
 
     ckpt_close(ckpt);
@@ -320,6 +311,8 @@ Test(ckpt_damage, mutated_manifests_with_a_fitting_checksum_never_crash_the_read
             at = shards_at - 400 + (size_t)rand() % 496;
         else if (i % 4 == 2)
             at = tensors_at + (size_t)rand() % (160 * 5);
+        else if (i % 4 == 3)
+            at = states_at + (size_t)rand() % states_bytes;
         if (i % 2 == 0)
             copy[at] = (char)(copy[at] ^ (1 << (rand() % 8)));
         else
@@ -352,12 +345,7 @@ Test(ckpt_damage, extents_that_leave_their_file_or_overlap_are_refused)
 
     cr_assert_eq(ckpt_open(root, &ckpt), SHOAL_OK);
 
-    struct shard_space space = {.tensors = ckpt->tensors,
-                                .n_tensors = ckpt->n_tensors,
-                                .kinds = (const char(*)[CKPT_KIND_BYTES])ckpt->kinds,
-                                .n_kinds = ckpt->n_kinds,
-                                .files = ckpt->files,
-                                .n_files = ckpt->n_files};
+    struct shard_space space = ckpt->space;
     size_t n = ckpt->n_shards;
     struct shard_row *rows = malloc(n * sizeof *rows);
 

@@ -239,12 +239,11 @@ Test(ckpt_roundtrip, pieces_that_leave_a_gap_or_overlap_are_refused)
     gap_or_overlap[1] =
         (struct ckpt_piece){.kind = "master", .begin = 41, .end = 100, .data = data};
     cr_expect_eq(world_run(2, save_pieces, layout), SHOAL_ERR_INTERNAL);
-    cr_expect_neq(strstr(shoal_last_error(), "master of w: elements 40..41 are stored nowhere"),
-                  NULL, "%s", shoal_last_error());
+    cr_expect_neq(strstr(shoal_last_error(), "master of w: items 40..41 are stored nowhere"), NULL,
+                  "%s", shoal_last_error());
     gap_or_overlap[1].begin = 39;
     cr_expect_eq(world_run(2, save_pieces, layout), SHOAL_ERR_INTERNAL);
-    cr_expect_neq(strstr(shoal_last_error(), "master of w: elements 39..40 are stored twice"),
-                  NULL);
+    cr_expect_neq(strstr(shoal_last_error(), "master of w: items 39..40 are stored twice"), NULL);
     gap_or_overlap[1].begin = 40;
     gap_or_overlap[1].end = 101;
     cr_expect_eq(world_run(2, save_pieces, layout), SHOAL_ERR_INTERNAL);

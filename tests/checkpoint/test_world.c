@@ -36,12 +36,17 @@ static int save(const char *n, const char *step, const char *first, const char *
     return run_command(argv, 60, output, sizeof output, NULL);
 }
 
-static int read_as(const char *n, const char *step)
+static int run_job(const char *n, const char *job, const char *step)
 {
     const char *argv[] = {"mpirun", "-n", n,    SHOAL_BUILD_DIR "/world/ckpt_world",
-                          "read",   root, step, NULL};
+                          job,      root, step, NULL};
 
     return run_command(argv, 60, output, sizeof output, NULL);
+}
+
+static int read_as(const char *n, const char *step)
+{
+    return run_job(n, "read", step);
 }
 
 Test(ckpt_world, worlds_of_1_2_and_4_are_read_by_1_2_3_and_4)
@@ -55,6 +60,18 @@ Test(ckpt_world, worlds_of_1_2_and_4_are_read_by_1_2_3_and_4)
         for (int r = 0; r < 4; r++)
             cr_expect_eq(read_as(readers[r], steps[w]), 0, "%s -> %s: %s", writers[w], readers[r],
                          output);
+    }
+}
+
+Test(ckpt_world, items_of_every_type_go_from_any_world_to_any_other)
+{
+    const char *worlds[] = {"1", "2", "3"};
+
+    for (int w = 0; w < 3; w++) {
+        cr_assert_eq(run_job(worlds[w], "save-items", worlds[w]), 0, "%s", output);
+        for (int r = 0; r < 3; r++)
+            cr_expect_eq(run_job(worlds[r], "read-items", worlds[w]), 0, "%s -> %s: %s", worlds[w],
+                         worlds[r], output);
     }
 }
 

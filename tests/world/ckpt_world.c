@@ -1,3 +1,4 @@
+#include "tests/checkpoint/items.h"
 #include "tests/checkpoint/support.h"
 
 #include <stdio.h>
@@ -7,6 +8,8 @@
 /*
  * ckpt_world save ROOT STEP FIRST KEEP   save steps STEP - FIRST .. STEP through MPI
  * ckpt_world read ROOT STEP              every rank reads its own shard of ROOT; it must be STEP
+ * ckpt_world save-items ROOT STEP        the same with items of every type, from device memory ...
+ * ckpt_world read-items ROOT STEP        ... to host memory
  *
  * Exit code 0: done and right; the status's exit code: refused; 1: wrong values.
  */
@@ -39,19 +42,59 @@ static shoal_status read_shard(struct comm *comm, char **argv)
     return comm_agree(comm, status);
 }
 
+static shoal_status save_items(struct comm *comm, char **argv)
+{
+    struct layout *layout = items_layout(true);
+    struct items_job job = {
+        .root = argv[2], .layout = layout, .step = atol(argv[3]), .chunk = 77777, .device = true};
+    shoal_status status = items_save(comm, &job);
+
+    layout_destroy(layout);
+    return status;
+}
+
+static shoal_status read_items(struct comm *comm, char **argv)
+{
+    struct layout *layout = items_layout(true);
+    int64_t step = -1;
+    int64_t wrong = -1;
+    shoal_status status = items_read_back(argv[2], layout, comm_size(comm), false, &step, &wrong);
+
+    if (status == SHOAL_OK && (wrong != 0 || step != atol(argv[3])))
+        status = fail(SHOAL_ERR_DATA, "step %ld, %ld wrong bytes", (long)step, (long)wrong);
+    layout_destroy(layout);
+    return comm_agree(comm, status);
+}
+
+typedef shoal_status job_fn(struct comm *comm, char **argv);
+
+/* What argv[1] names, or NULL. */
+static job_fn *find_job(int argc, char **argv)
+{
+    if (argc == 6 && strcmp(argv[1], "save") == 0)
+        return save;
+    if (argc != 4)
+        return NULL;
+    if (strcmp(argv[1], "read") == 0)
+        return read_shard;
+    if (strcmp(argv[1], "save-items") == 0)
+        return save_items;
+    return strcmp(argv[1], "read-items") == 0 ? read_items : NULL;
+}
+
 int main(int argc, char **argv)
 {
     struct comm_params params = {.timeout_s = 20};
     struct comm *comm = NULL;
-    bool saving = argc == 6 && strcmp(argv[1], "save") == 0;
+    job_fn *job = find_job(argc, argv);
 
-    if (!saving && (argc != 4 || strcmp(argv[1], "read") != 0))
+    if (job == NULL)
         return 64;
 
     shoal_status status = comm_open(&params, &comm);
 
     if (status == SHOAL_OK) {
-        status = saving ? save(comm, argv) : read_shard(comm, argv);
+        status = job(comm, argv);
         if (status != SHOAL_OK)
             fprintf(stderr, "rank %d: %s\n", comm_rank(comm), shoal_last_error());
         comm_close(comm, status);

@@ -101,7 +101,7 @@ shoal_status comm_all_gather(struct comm *comm, const void *shard, void *full, s
  */
 shoal_status comm_reduce_scatter(struct comm *comm, const float *full, float *out, size_t n);
 
-/* Element-wise sum over ranks of n int64 (n <= 4096), exact; in place.  Collective. */
+/* Element-wise sum over ranks of n int64, modulo 2^64 and thus exact; in place.  Collective. */
 shoal_status comm_all_reduce_i64(struct comm *comm, int64_t *values, size_t n);
 
 /* Small blocks: n_bytes from each rank, in rank order, into out (size * n_bytes).  Collective. */
@@ -155,3 +155,10 @@ shoal_status comm_op_gather(struct schedule *sched, struct comm *comm, enum op_k
 /* Reduce-scatter of a unit's gradient. */
 shoal_status comm_op_reduce(struct schedule *sched, struct comm *comm, int unit, int index,
                             struct slot_ref full, struct slot_ref out, size_t n);
+
+/*
+ * All-reduce of n int64 in host memory, in place (slot_ref must lie in host memory also when the
+ * units lie on a device).  kind OP_NORM, lane COMM.
+ */
+shoal_status comm_op_all_reduce_i64(struct schedule *sched, struct comm *comm, int unit,
+                                    struct slot_ref values, size_t n);

@@ -17,6 +17,13 @@ struct reduce_arg {
     size_t n;
 };
 
+struct sum_arg {
+    struct comm *comm;
+    const struct plan *plan;
+    struct slot_ref values;
+    size_t n;
+};
+
 static shoal_status run_gather(const struct op *op)
 {
     const struct gather_arg *arg = op->arg;
@@ -31,6 +38,13 @@ static shoal_status run_reduce(const struct op *op)
 
     return comm_reduce_scatter(arg->comm, plan_ref(arg->plan, arg->full),
                                plan_ref(arg->plan, arg->out), arg->n);
+}
+
+static shoal_status run_sum(const struct op *op)
+{
+    const struct sum_arg *arg = op->arg;
+
+    return comm_all_reduce_i64(arg->comm, plan_ref(arg->plan, arg->values), arg->n);
 }
 
 shoal_status comm_op_gather(struct schedule *sched, struct comm *comm, enum op_kind kind, int unit,
@@ -72,5 +86,22 @@ shoal_status comm_op_reduce(struct schedule *sched, struct comm *comm, int unit,
         .comm = comm, .plan = sched_plan(sched), .full = full, .out = out, .n = n};
     op_uses(&op, full, ACCESS_READ);
     op_uses(&op, out, ACCESS_WRITE);
+    return sched_append(sched, &op);
+}
+
+shoal_status comm_op_all_reduce_i64(struct schedule *sched, struct comm *comm, int unit,
+                                    struct slot_ref values, size_t n)
+{
+    struct op op = {.kind = OP_NORM,
+                    .lane = LANE_COMM,
+                    .unit = unit,
+                    .index = -1,
+                    .bytes = (uint64_t)(comm->size - 1) * n * sizeof(int64_t),
+                    .run = run_sum};
+
+    SHOAL_TRY(sched_alloc(sched, sizeof(struct sum_arg), &op.arg));
+    *(struct sum_arg *)op.arg =
+        (struct sum_arg){.comm = comm, .plan = sched_plan(sched), .values = values, .n = n};
+    op_uses(&op, values, ACCESS_WRITE);
     return sched_append(sched, &op);
 }

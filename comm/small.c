@@ -19,13 +19,9 @@ static void count_small(struct comm *comm, double begin)
     comm->ledger.small_seconds += clock_seconds() - begin;
 }
 
-shoal_status comm_all_reduce_i64(struct comm *comm, int64_t *values, size_t n)
+/* One piece of an all-reduce, n <= MAX_REDUCE_ELEMENTS. */
+static shoal_status reduce_piece(struct comm *comm, int64_t *values, size_t n)
 {
-    double begin = clock_seconds();
-
-    if (n > MAX_REDUCE_ELEMENTS)
-        return fail(SHOAL_ERR_INTERNAL, "all-reduce of %zu int64: at most %d", n,
-                    MAX_REDUCE_ELEMENTS);
     comm_call_enter(comm, CALL_ALL_REDUCE, n);
     memcpy(slot_of(comm, comm->local_rank), values, n * sizeof *values);
     SHOAL_TRY(comm_call_meet(comm));
@@ -37,9 +33,23 @@ shoal_status comm_all_reduce_i64(struct comm *comm, int64_t *values, size_t n)
         for (size_t i = 0; i < n; i++)
             values[i] = (int64_t)((uint64_t)values[i] + (uint64_t)slot[i]);
     }
-    if (comm->host_count > 1)
-        SHOAL_TRY(comm_wire_run(
-            comm, &(struct wire_job){.kind = WIRE_ALL_REDUCE, .receive = values, .n = n}));
+    if (comm->host_count == 1)
+        return SHOAL_OK;
+    return comm_wire_run(comm,
+                         &(struct wire_job){.kind = WIRE_ALL_REDUCE, .receive = values, .n = n});
+}
+
+shoal_status comm_all_reduce_i64(struct comm *comm, int64_t *values, size_t n)
+{
+    double begin = clock_seconds();
+    size_t done = 0;
+
+    do {
+        size_t piece = n - done < MAX_REDUCE_ELEMENTS ? n - done : MAX_REDUCE_ELEMENTS;
+
+        SHOAL_TRY(reduce_piece(comm, values + done, piece));
+        done += piece;
+    } while (done < n);
     count_small(comm, begin);
     return SHOAL_OK;
 }

@@ -27,6 +27,7 @@ struct optim_rule_forms optim_adam = {
             .needs = OPTIM_NEEDS_ELEMENTS,
             .n_states = 2,
             .state_names = {"exp_avg", "exp_avg_sq"},
+            .state_unsigned = {false, true},
             .scalars = adam_scalars,
             .kernel_scalar = optim_adam_scalar,
         },

@@ -38,6 +38,7 @@ struct optim_rule_forms optim_adamw = {
             .needs = OPTIM_NEEDS_ELEMENTS,
             .n_states = 2,
             .state_names = {"exp_avg", "exp_avg_sq"},
+            .state_unsigned = {false, true},
             .scalars = optim_adamw_scalars,
             .kernel_scalar = optim_adamw_scalar,
         },

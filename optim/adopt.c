@@ -38,6 +38,7 @@ struct optim_rule_forms optim_adopt = {
             .needs = OPTIM_NEEDS_ELEMENTS,
             .n_states = 2,
             .state_names = {"exp_avg", "exp_avg_sq"},
+            .state_unsigned = {false, true},
             .scalars = adopt_scalars,
             .kernel_scalar = optim_adopt_scalar,
         },

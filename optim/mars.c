@@ -34,6 +34,7 @@ struct optim_rule_forms optim_mars = {
             .needs = OPTIM_NEEDS_ELEMENTS,
             .n_states = 3,
             .state_names = {"exp_avg", "exp_avg_sq", "prev_grad"},
+            .state_unsigned = {false, true, false},
             .scalars = mars_scalars,
             .kernel_scalar = optim_mars_scalar,
         },

@@ -1,24 +1,14 @@
 #include "optim/optim_internal.h"
+#include "optim/tiles.h"
 
 #include <string.h>
 
-/*
- * Operations for schedules.  An UPDATE is cut into tiles when the schedule is built: pieces of one
- * tensor, at most TILE_ELEMENTS long.  Padding between tensors belongs to no tile and stays zero.
- */
-
-enum { TILE_ELEMENTS = 64 * 1024 };
-
-struct tile {
-    int64_t begin; /* from the start of the buffers */
-    int32_t n;
-    bool decay;
-};
+/* Operations for schedules; their tiles are cut when the schedule is built. */
 
 struct update_arg {
     const struct plan *plan;
     struct pool *pool;
-    const struct optim_rule *rule;
+    const struct optim_setup *setup;
     const struct optim_step *step;
     struct optim_refs refs;
     struct tile *tiles;
@@ -27,151 +17,140 @@ struct update_arg {
 
 struct update_job {
     const struct update_arg *arg;
-    struct optim_extent whole; /* the buffers from their start */
+    struct tile_buffers buffers;
 };
+
+static void apply(const struct update_job *job, const struct tile *tile, size_t at,
+                  const struct optim_extent *extent)
+{
+    const struct optim_step *step = job->arg->step;
+    const struct optim_tensor *tensor = &job->arg->setup->tensors[tile->tensor];
+    const struct optim_scalars *scalars = &step->scalars[tensor->scalars];
+    float *vectors[STATS_MAX_VECTORS];
+
+    if (tensor->stats == NULL) {
+        tensor->rule->kernel(scalars, extent);
+        return;
+    }
+
+    const struct optim_stats_step stats_step = {
+        .scalars = *scalars, .grad_scale = step->grad_scale, .grad_squares = step->grad_squares};
+    tile_vectors(&job->buffers, tile->tensor, vectors);
+    optim_stats_apply(tensor->stats, &stats_step, extent, tile->begin + (int64_t)at,
+                      (const float *const *)vectors);
+}
 
 static void update_tile(void *job_arg, size_t index, int thread)
 {
     const struct update_job *job = job_arg;
-    const struct optim_rule *rule = job->arg->rule;
-    const struct tile *tile = &job->arg->tiles[index];
-    struct optim_extent extent = job->whole;
+    const struct update_arg *arg = job->arg;
+    const struct tile *tile = &arg->tiles[index];
+    const size_t n = (size_t)tile->n;
+    const size_t length = tile_in_place(arg->setup, tile) ? n : OPTIM_PIECE;
+    const uint64_t key = master_key(arg->step->seed, arg->step->update, (uint64_t)tile->tensor);
+    struct tile_piece piece;
 
     (void)thread;
-    extent.n = (size_t)tile->n;
-    extent.decay = tile->decay;
-    extent.grad += tile->begin;
-    extent.master += tile->begin;
-    for (int i = 0; i < rule->n_states; i++)
-        extent.states[i] += tile->begin;
-    if (extent.param != NULL)
-        extent.param += tile->begin;
-    rule->kernel(&job->arg->step->scalars, &extent);
+    for (size_t at = 0; at < n; at += length) {
+        const size_t part = n - at < length ? n - at : length;
+        struct optim_extent extent = tile_decode(&job->buffers, tile, at, part, &piece);
+
+        extent.grad_scale = arg->step->grad_scale;
+        apply(job, tile, at, &extent);
+        tile_encode(&job->buffers, tile, at, part, key, &piece);
+    }
 }
 
 static shoal_status run_update(const struct op *op)
 {
     const struct update_arg *arg = op->arg;
+    struct update_job job = {.arg = arg};
 
     if (arg->step->skip)
         return SHOAL_OK;
-
-    struct update_job job = {
-        .arg = arg,
-        .whole =
-            {
-                .grad = plan_ref(arg->plan, arg->refs.grad),
-                .grad_scale = arg->step->grad_scale,
-                .master = plan_ref(arg->plan, arg->refs.master),
-                .param = plan_ref(arg->plan, arg->refs.param),
-            },
-    };
-
-    for (int i = 0; i < arg->rule->n_states; i++)
-        job.whole.states[i] = plan_ref(arg->plan, arg->refs.states[i]);
+    tile_buffers_init(&job.buffers, arg->plan, arg->setup, &arg->refs);
     pool_run(arg->pool, arg->n_tiles, update_tile, &job);
     return SHOAL_OK;
 }
 
-/*
- * Cut the tensors of `unit` that lie in `range` into tiles; returns their number.  `tiles` may be
- * NULL to count only.
- */
-static size_t cut_tiles(const struct layout *layout, int unit, struct shard origin,
-                        struct shard range, struct tile *tiles)
-{
-    const struct unit *u = &layout->units[unit];
-    size_t count = 0;
-
-    for (int t = u->first_tensor; t < u->first_tensor + u->n_tensors; t++) {
-        const struct tensor *tensor = &layout->tensors[t];
-        const struct shard part = layout_tensor_part(tensor, range);
-
-        for (int64_t begin = part.begin; begin < part.end; begin += TILE_ELEMENTS) {
-            const int64_t rest = part.end - begin;
-
-            if (tiles != NULL)
-                tiles[count] = (struct tile){
-                    .begin = tensor->offset + begin - origin.begin,
-                    .n = (int32_t)(rest < TILE_ELEMENTS ? rest : TILE_ELEMENTS),
-                    .decay = tensor->decay,
-                };
-            count++;
-        }
-    }
-    return count;
-}
-
-/* The slot of a buffer must exist and hold n elements of the given size from its offset on. */
-static shoal_status check_ref(const struct plan *plan, struct slot_ref ref, const char *kind,
-                              size_t n, size_t element_bytes)
-{
-    if (ref.slot < 0)
-        return fail(SHOAL_ERR_INTERNAL, "optimizer buffer %s: no slot was given", kind);
-    if (ref.offset_bytes + n * element_bytes > plan_slot_bytes(plan, ref.slot))
-        return fail(SHOAL_ERR_INTERNAL,
-                    "optimizer buffer %s: needs %zu bytes from %zu on, slot %s holds %zu", kind,
-                    n * element_bytes, ref.offset_bytes, plan_slot_name(plan, ref.slot),
-                    plan_slot_bytes(plan, ref.slot));
-    return SHOAL_OK;
-}
-
-static shoal_status check_update(const struct plan *plan, const struct optim_rule *rule,
+static shoal_status check_update(const struct plan *plan, const struct optim_setup *setup, int unit,
                                  struct shard origin, struct shard range,
                                  const struct optim_refs *refs)
 {
-    if (rule->needs != OPTIM_NEEDS_ELEMENTS)
-        return fail(SHOAL_ERR_CONFIG,
-                    "optimizer %s: it needs more than single elements, which updates of slices of "
-                    "a unit cannot give",
-                    rule->name);
-    if (range.begin < origin.begin || range.end < range.begin || range.end > origin.end)
+    const struct unit *u = &setup->layout->units[unit];
+    const size_t bits = (size_t)setup->master->bits;
+    const size_t n_vectors = optim_vectors_bytes(setup, unit);
+
+    for (int t = u->first_tensor; t < u->first_tensor + u->n_tensors; t++)
+        if (setup->tensors[t].rule->needs == OPTIM_NEEDS_MATRIX)
+            return fail(SHOAL_ERR_CONFIG,
+                        "optimizer %s: it needs whole matrices, which updates of slices of a unit "
+                        "cannot give",
+                        setup->tensors[t].rule->name);
+    if (range.begin < origin.begin || range.end < range.begin || range.end > origin.end ||
+        range.begin % QUANTUM != 0)
         return fail(SHOAL_ERR_INTERNAL,
-                    "update: range [%lld, %lld) is not inside the slice [%lld, %lld)",
+                    "update: range [%lld, %lld) is not inside the slice [%lld, %lld) or does not "
+                    "begin at a quantum",
                     (long long)range.begin, (long long)range.end, (long long)origin.begin,
                     (long long)origin.end);
 
     const size_t n = (size_t)(range.end - origin.begin);
-    SHOAL_TRY(check_ref(plan, refs->grad, "grad", n, sizeof(float)));
-    SHOAL_TRY(check_ref(plan, refs->master, "master", n, sizeof(float)));
-    for (int i = 0; i < rule->n_states; i++)
-        SHOAL_TRY(check_ref(plan, refs->states[i], rule->state_names[i], n, sizeof(float)));
-    if (refs->param.slot >= 0)
-        SHOAL_TRY(check_ref(plan, refs->param, "param", n, sizeof(bf16_t)));
+    SHOAL_TRY(tile_check_ref(plan, refs->grad, "grad", n * sizeof(float)));
+    if (bits > 0)
+        SHOAL_TRY(tile_check_ref(plan, refs->master, "master", n * bits / 8));
+    if (refs->param.slot >= 0 || bits < 32)
+        SHOAL_TRY(tile_check_ref(plan, refs->param, "param", n * sizeof(bf16_t)));
+    if (n_vectors > 0)
+        SHOAL_TRY(tile_check_ref(plan, refs->vectors, "vectors", n_vectors));
+    for (int kind = 0; kind < setup->n_kinds; kind++) {
+        const size_t n_bytes = optim_kind_bytes(setup, unit, kind, origin);
+
+        if (n_bytes > 0)
+            SHOAL_TRY(tile_check_ref(plan, refs->kinds[kind], setup->kinds[kind], n_bytes));
+    }
     return SHOAL_OK;
 }
 
 /*
- * Bytes read and written per element: gradient in, weights and states in and out, copy out.  They
- * are the whole cost: an element-wise rule never waits for its arithmetic, so flops stay 0.
+ * Bytes read and written: gradient in, weights and states in and out, copy out.  They are the
+ * whole cost: an element-wise rule never waits for its arithmetic, so flops stay 0.
  */
-static size_t update_bytes(const struct optim_rule *rule, const struct optim_refs *refs)
+static uint64_t update_bytes(const struct optim_setup *setup, int unit, struct shard range,
+                             const struct optim_refs *refs)
 {
-    return sizeof(float) * (1 + 2 + 2 * (size_t)rule->n_states) +
-           (refs->param.slot >= 0 ? sizeof(bf16_t) : 0);
+    const uint64_t n = (uint64_t)(range.end - range.begin);
+    const uint64_t bits = (uint64_t)setup->master->bits;
+    uint64_t bytes = n * (sizeof(float) + bits / 8 * 2);
+
+    if (refs->param.slot >= 0)
+        bytes += n * sizeof(bf16_t) * (bits < 32 ? 2 : 1);
+    for (int kind = 0; kind < setup->n_kinds; kind++)
+        bytes += 2 * optim_kind_bytes(setup, unit, kind, range);
+    return bytes;
 }
 
 shoal_status optim_op_update(struct schedule *sched, struct pool *pool,
-                             const struct optim_rule *rule, const struct layout *layout, int unit,
-                             int index, struct shard origin, struct shard range,
-                             const struct optim_refs *refs, const struct optim_step *step)
+                             const struct optim_setup *setup, int unit, int index,
+                             struct shard origin, struct shard range, const struct optim_refs *refs,
+                             const struct optim_step *step)
 {
     const struct plan *plan = sched_plan(sched);
     void *arg_memory = NULL;
     void *tile_memory = NULL;
 
-    SHOAL_TRY(check_update(plan, rule, origin, range, refs));
+    SHOAL_TRY(check_update(plan, setup, unit, origin, range, refs));
 
-    const size_t n_tiles = cut_tiles(layout, unit, origin, range, NULL);
+    const size_t n_tiles = tiles_cut(setup, unit, origin, origin, range, NULL);
     SHOAL_TRY(sched_alloc(sched, sizeof(struct update_arg), &arg_memory));
     SHOAL_TRY(sched_alloc(sched, n_tiles * sizeof(struct tile), &tile_memory));
-    cut_tiles(layout, unit, origin, range, tile_memory);
+    tiles_cut(setup, unit, origin, origin, range, tile_memory);
 
     struct update_arg *arg = arg_memory;
     *arg = (struct update_arg){
         .plan = plan,
         .pool = pool,
-        .rule = rule,
+        .setup = setup,
         .step = step,
         .refs = *refs,
         .tiles = tile_memory,
@@ -183,15 +162,16 @@ shoal_status optim_op_update(struct schedule *sched, struct pool *pool,
         .lane = LANE_COMPUTE,
         .unit = unit,
         .index = index,
-        .bytes = (uint64_t)(range.end - range.begin) * update_bytes(rule, refs),
+        .bytes = update_bytes(setup, unit, range, refs),
         .run = run_update,
         .arg = arg,
     };
     op_uses(&op, refs->grad, ACCESS_READ);
     op_uses(&op, refs->master, ACCESS_WRITE);
-    for (int i = 0; i < rule->n_states; i++)
-        op_uses(&op, refs->states[i], ACCESS_WRITE);
     op_uses(&op, refs->param, ACCESS_WRITE);
+    op_uses(&op, refs->vectors, ACCESS_READ);
+    for (int kind = 0; kind < setup->n_kinds; kind++)
+        op_uses(&op, refs->kinds[kind], ACCESS_WRITE);
     return sched_append(sched, &op);
 }
 
@@ -220,7 +200,7 @@ shoal_status optim_op_sum_squares(struct schedule *sched, struct pool *pool, int
     if (n % QUANTUM != 0)
         return fail(SHOAL_ERR_INTERNAL, "norm: %zu elements are no multiple of the quantum %d", n,
                     (int)QUANTUM);
-    SHOAL_TRY(check_ref(plan, grad, "grad", n, sizeof(float)));
+    SHOAL_TRY(tile_check_ref(plan, grad, "grad", n * sizeof(float)));
     SHOAL_TRY(sched_alloc(sched, sizeof(struct norm_arg), &arg_memory));
 
     struct norm_arg *arg = arg_memory;

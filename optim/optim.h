@@ -1,5 +1,6 @@
 #pragma once
 
+#include "optim/codec.h"
 #include "runtime/base/dtype.h"
 #include "runtime/base/exact_sum.h"
 #include "runtime/base/pool.h"
@@ -62,6 +63,9 @@ struct optim_hyper {
     double beta3, alpha;       /* ademamix: decay rate and weight of the slow average; 0: AdamW */
     int64_t slow_warmup_steps; /* ademamix: steps in which beta3 and alpha rise; 0: none */
     double gamma;              /* mars: share of the change of the gradient; 0: AdamW */
+    double clip_threshold;     /* adafactor, came: largest rms of an update; 0: 1 */
+    bool scale_parameter;      /* adafactor: lr is relative to the rms of the tensor */
+    bool relative_step;        /* adafactor: min(1e-2, 1 / sqrt(step)) instead of lr */
 };
 
 /* Scalars of one step, ready for kernels.  Opaque to callers but copyable. */
@@ -89,9 +93,11 @@ struct optim_rule {
     enum optim_need needs;
     int n_states;
     const char *state_names[OPTIM_MAX_STATES]; /* as stored in checkpoints */
+    bool state_unsigned[OPTIM_MAX_STATES];     /* never negative: a mean of squares */
     struct optim_scalars (*scalars)(const struct optim_hyper *hyper, int64_t step); /* step >= 1 */
-    optim_kernel_fn *kernel_scalar; /* the specification */
-    optim_kernel_fn *kernel;        /* the fastest form for this CPU; the same bytes */
+    optim_kernel_fn *kernel_scalar;       /* the specification */
+    optim_kernel_fn *kernel;              /* the fastest form for this CPU; the same bytes */
+    const struct optim_stats_rule *stats; /* OPTIM_NEEDS_BLOCK_SUMS: instead of kernels; stats.h */
 };
 
 /* The rule called `name` ("adamw", "lion", ...), or SHOAL_ERR_CONFIG with the nearest match. */
@@ -134,27 +140,146 @@ double lr_at(const struct lr_params *params, int64_t step);
  */
 void optim_sum_squares(struct pool *pool, const float *grad, size_t n, struct exact_sum *sum);
 
+/* ---- groups: which tensor gets which rule, rate, decay and codec ---- */
+
+enum { OPTIM_MAX_GROUPS = 16, OPTIM_MAX_KINDS = 12, OPTIM_KIND_BYTES = 24 };
+
+/* What the tensors that match get. */
+struct optim_group {
+    char match
+        [128]; /* roles ("norm,bias") or name patterns ("*.mlp.*"), comma-separated; "*": all */
+    const struct optim_rule *rule;
+    struct optim_hyper hyper; /* lr is ignored: the schedule's rate times lr_scale is used */
+    double lr_scale;
+    const struct optim_codec *state;
+    bool state_forced; /* also for tensors that keep fp32 states otherwise */
+    bool decay_forced; /* hyper.weight_decay also for norms and biases */
+};
+
+/*
+ * A group from its text, "MATCH: key=value ...", with keys rule, lr_scale, weight_decay, betas
+ * (as b1,b2), eps, momentum and state; what it does not name is as in `base`.  SHOAL_ERR_CONFIG
+ * names the word.
+ */
+shoal_status optim_group_parse(const char *text, const struct optim_group *base,
+                               struct optim_group *group_out);
+
+/*
+ * What every tensor of a layout gets: the first group that matches, by role or name.  Embeddings,
+ * heads, tensors of one dimension and those below 4096 elements keep fp32 states (Dettmers et al.
+ * 2022, sec. 2.3 and its code's min_8bit_size) unless their group says otherwise.
+ *
+ * A kind is an array that rests per unit: a state's codes ("exp_avg") and, for codecs of blocks,
+ * their scales ("exp_avg.scale").  A rank's part of a unit holds, tensor after tensor, a fixed
+ * number of bytes per quantum; tensors without that kind hold none.  So bytes depend on the tensor
+ * and the place in it, never on where a shard begins.
+ *
+ * Rules that need sums over a tensor also keep vectors, fp32, whole and alike on every rank.
+ */
+struct optim_tensor {
+    const struct optim_rule *rule;
+    int group;
+    int scalars; /* index into optim_step.scalars */
+    bool decay;
+    const struct optim_codec *codecs[OPTIM_MAX_STATES];
+    int codes[OPTIM_MAX_STATES], scales[OPTIM_MAX_STATES]; /* kinds; -1: none */
+    struct optim_stats *stats; /* of a rule that needs sums over the tensor, else NULL (stats.h) */
+    size_t vectors_at;         /* bytes into the unit's vectors */
+    size_t limbs_at;           /* int64 into the step's limbs */
+};
+
+struct optim_setup {
+    const struct layout *layout;
+    int n_groups;
+    struct optim_group groups[OPTIM_MAX_GROUPS];
+    const struct master_codec *master;
+    struct optim_tensor *tensors; /* as in the layout */
+    int n_kinds;
+    char kinds[OPTIM_MAX_KINDS][OPTIM_KIND_BYTES];
+    int n_scalars;
+    struct {
+        const struct optim_rule *rule;
+        int group;
+    } scalars[OPTIM_MAX_GROUPS];
+    int n_passes;   /* of sums over tensors in a step; 0: none */
+    size_t n_limbs; /* int64 that such a pass adds up over all ranks */
+};
+
+/*
+ * `groups` are tried in order; the last must match everything.  The layout is borrowed.
+ * SHOAL_ERR_CONFIG where a group matches no tensor, or a codec does not suit a rule.
+ */
+shoal_status optim_setup_create(const struct layout *layout, const struct optim_group *groups,
+                                int n_groups, const struct master_codec *master,
+                                struct optim_setup **setup_out);
+void optim_setup_destroy(struct optim_setup *setup);
+
+/* Bytes of a kind for the slice `range` of a unit; where in them the part of a tensor begins. */
+size_t optim_kind_bytes(const struct optim_setup *setup, int unit, int kind, struct shard range);
+size_t optim_kind_offset(const struct optim_setup *setup, int tensor, int kind, struct shard range);
+
+/* Bytes of a kind that n elements of a tensor take: exactly what encoders write. */
+size_t optim_kind_tensor_bytes(const struct optim_setup *setup, int tensor, int kind, int64_t n);
+
+/* Bytes of the vectors of a unit's tensors, and of one vector of a tensor within them. */
+size_t optim_vectors_bytes(const struct optim_setup *setup, int unit);
+size_t optim_vector_offset(const struct optim_setup *setup, int tensor, int vector);
+
+/* State bytes per parameter over the whole layout, without the master weights. */
+double optim_state_bytes_per_parameter(const struct optim_setup *setup);
+
 /* ---- operations for schedules ---- */
 
 /* Host scalars of the step, owned by the trainer, read when operations run. */
 struct optim_step {
-    struct optim_scalars scalars;
-    float grad_scale; /* clip factor, after NORM */
-    bool skip;        /* weights and states stay untouched */
+    struct optim_scalars scalars[OPTIM_MAX_GROUPS];
+    uint64_t seed; /* of the run: stochastic rounding is keyed by (seed, update, tensor, element) */
+    int64_t update;      /* 1-based */
+    float grad_scale;    /* clip factor, after NORM */
+    double grad_squares; /* sum of the squares of all gradients before grad_scale, after NORM */
+    bool skip;           /* weights and states stay untouched */
 };
+
+/* Scalars of update number `update` at the schedule's learning rate. */
+void optim_step_begin(const struct optim_setup *setup, double lr, uint64_t seed, int64_t update,
+                      struct optim_step *step);
 
 /*
  * UPDATE of elements [range) of a unit: buffers are those of the slice `origin` (the rank's shard,
  * or the whole unit at stage 0), whose first element is origin.begin.  Decay follows the tensors;
- * padding between and after them is left alone.
+ * padding between and after them is left alone.  range.begin is at a tile: see OPTIM_PIECE.
+ *
+ * One pass over memory: pieces of OPTIM_PIECE elements are decoded, updated and encoded in the
+ * cache; states in fp32 are updated in place.  No copy of a tensor is made.
  */
+enum { OPTIM_PIECE = 1024 };
+
 struct optim_refs {
-    struct slot_ref grad, master, param /* bf16 copy or SLOT_NONE */, states[OPTIM_MAX_STATES];
+    struct slot_ref grad;
+    struct slot_ref master;                 /* fp32, or the part below bf16 of the master codec */
+    struct slot_ref param;                  /* bf16 weights, or SLOT_NONE with fp32 compute */
+    struct slot_ref kinds[OPTIM_MAX_KINDS]; /* SLOT_NONE where the unit has none */
+    struct slot_ref vectors;                /* of the unit's tensors; SLOT_NONE: none */
+    struct slot_ref limbs; /* int64 [threads][setup->n_limbs], shared by all units */
 };
 shoal_status optim_op_update(struct schedule *sched, struct pool *pool,
-                             const struct optim_rule *rule, const struct layout *layout, int unit,
-                             int index, struct shard origin, struct shard range,
-                             const struct optim_refs *refs, const struct optim_step *step);
+                             const struct optim_setup *setup, int unit, int index,
+                             struct shard origin, struct shard range, const struct optim_refs *refs,
+                             const struct optim_step *step);
+
+/*
+ * One pass of sums over the tensors of a unit, before its UPDATE: the elements [range) are added
+ * to the first n_limbs of refs->limbs, which the caller then adds up over the ranks, once for all
+ * units; FINISH makes vectors of them on every rank.  refs->grad is that of the slice
+ * `grad_origin`.  Without such rules in the unit nothing is appended.
+ */
+shoal_status optim_op_sums(struct schedule *sched, struct pool *pool,
+                           const struct optim_setup *setup, int unit, int pass,
+                           struct shard grad_origin, struct shard origin, struct shard range,
+                           const struct optim_refs *refs, const struct optim_step *step);
+shoal_status optim_op_sums_finish(struct schedule *sched, const struct optim_setup *setup, int unit,
+                                  int pass, const struct optim_refs *refs,
+                                  const struct optim_step *step);
 
 /* NORM, local part: adds the squares of a shard of n elements to *sum (host memory). */
 shoal_status optim_op_sum_squares(struct schedule *sched, struct pool *pool, int unit,

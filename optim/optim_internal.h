@@ -12,6 +12,11 @@ struct optim_rule_forms {
 extern struct optim_rule_forms optim_adam, optim_adam_atan2, optim_adamw, optim_ademamix,
     optim_adopt, optim_lion, optim_mars, optim_sgd;
 
+/* groups.c: whether a group takes a tensor. */
+bool optim_group_matches(const struct optim_group *group, const struct tensor *tensor);
+/* Rules over statistics: without kernels of their own, see stats_internal.h. */
+extern struct optim_rule_forms optim_adafactor, optim_adam_mini, optim_came;
+
 /* Indices into optim_scalars.f.  From SCALAR_OWN on each rule has its own. */
 enum optim_scalar {
     SCALAR_BETA1,
@@ -38,6 +43,12 @@ enum optim_scalar {
     SGD_MOMENTUM = SCALAR_OWN,
     SGD_BUFFER_SHARE, /* of the momentum buffer and of the gradient in the update */
     SGD_GRAD_SHARE,
+
+    FACTORED_LR = SCALAR_OWN, /* adafactor and came: SCALAR_BETA2 is beta2 of the step */
+    FACTORED_WEIGHT_DECAY,
+    FACTORED_THRESHOLD,
+    CAME_BETA3,
+    CAME_ONE_MINUS_BETA3 = SCALAR_RSQRT_B2, /* no bias correction there */
 };
 
 /*

@@ -6,8 +6,8 @@
 #include <string.h>
 
 static struct optim_rule_forms *const RULES[] = {
-    &optim_adamw, &optim_adam, &optim_adam_atan2, &optim_ademamix,
-    &optim_adopt, &optim_lion, &optim_mars,       &optim_sgd,
+    &optim_adamw, &optim_adam, &optim_adam_atan2, &optim_ademamix,  &optim_adopt, &optim_lion,
+    &optim_mars,  &optim_sgd,  &optim_adam_mini,  &optim_adafactor, &optim_came,
 };
 
 enum { N_RULES = sizeof RULES / sizeof RULES[0], NAME_BYTES = 32 };

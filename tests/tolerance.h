@@ -43,6 +43,12 @@
 #define TOL_RULE_ORDER 2.0
 
 /*
+ * Three steps of a rule over statistics, relative to the way travelled: each of at most 15
+ * roundings (scalars, averages, factors, products), and figures given to 8 digits.
+ */
+#define TOL_BLOCKS_BY_HAND (16 * TOL_F32_ROUND)
+
+/*
  * Whole decoders of two blocks.  A forward is a chain of about 20 stages (norm, product, attention,
  * activation, sum, ...).  With fp32 each adds an error of about 2 half ulps of its row's scale,
  * in quadrature 9; logits are at most as large as the loss.  16 half ulps of the loss are allowed.

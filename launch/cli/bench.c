@@ -4,10 +4,11 @@
  */
 #include "launch/cli/cli_internal.h"
 
-extern const struct command command_bench_comm, command_bench_gemm, command_bench_step;
+extern const struct command command_bench_comm, command_bench_gemm, command_bench_optim,
+    command_bench_step;
 
 static const struct command *const commands[] = {&command_bench_step, &command_bench_gemm,
-                                                 &command_bench_comm, NULL};
+                                                 &command_bench_comm, &command_bench_optim, NULL};
 
 const struct command command_bench = {
     .path = "bench",

@@ -37,6 +37,16 @@ struct shard build_owned(const struct build *build, int unit)
     return (struct shard){.begin = 0, .end = (int64_t)build_unit_elements(build, unit)};
 }
 
+struct slot_ref build_own_param(const struct build *build, int unit)
+{
+    const struct policy *policy = &build->policy;
+    size_t width = dtype_bytes(policy->compute);
+    bool slice = policy->shards_states && !policy->shards_params;
+    size_t before = slice ? (size_t)policy->rank * build_shard_elements(build, unit) * width : 0;
+
+    return slot_at(build->param[unit].slot, build->param[unit].offset_bytes + before);
+}
+
 static shoal_status slot(struct build *build, enum plan_row row, enum space space, size_t n_bytes,
                          const char *what, const char *of, struct slot_ref *out)
 {
@@ -79,19 +89,26 @@ static shoal_status weight_slots(struct build *build, int unit)
 
     if (policy->infer_only)
         return SHOAL_OK;
-    size_t owned = policy->shards_states ? shard : all;
+    struct shard owned = build_owned(build, unit);
+    size_t n_owned = (size_t)(owned.end - owned.begin);
     if (policy->compute == DTYPE_F32) {
         size_t slice = shared ? (size_t)policy->rank * shard : 0;
         build->master[unit] = slot_at(build->param[unit].slot, slice * sizeof(float));
-    } else {
-        SHOAL_TRY(slot(build, PLAN_MASTER, SPACE_PRIVATE, owned * sizeof(float), "master", name,
+    } else if (build->setup->master->bits > 0) {
+        SHOAL_TRY(slot(build, PLAN_MASTER, SPACE_PRIVATE,
+                       n_owned * (size_t)build->setup->master->bits / 8, "master", name,
                        &build->master[unit]));
     }
-    for (int i = 0; i < build->rule->n_states; i++)
-        SHOAL_TRY(slot(build, PLAN_OPTIM, SPACE_PRIVATE, owned * sizeof(float),
-                       build->rule->state_names[i], name,
-                       &build->states[unit * OPTIM_MAX_STATES + i]));
-    return SHOAL_OK;
+    for (int kind = 0; kind < build->setup->n_kinds; kind++) {
+        size_t n_bytes = optim_kind_bytes(build->setup, unit, kind, owned);
+        if (n_bytes > 0)
+            SHOAL_TRY(slot(build, PLAN_OPTIM, SPACE_PRIVATE, n_bytes, build->setup->kinds[kind],
+                           name, &build->kinds[unit * OPTIM_MAX_KINDS + kind]));
+    }
+    size_t n_vectors = optim_vectors_bytes(build->setup, unit);
+    return n_vectors == 0 ? SHOAL_OK
+                          : slot(build, PLAN_OPTIM, SPACE_PRIVATE, n_vectors, "statistics", name,
+                                 &build->vectors[unit]);
 }
 
 /* Gathered units: the embedding has a slot of its own (a tied head needs both at once). */
@@ -259,6 +276,10 @@ static shoal_status small_slots(struct build *build, const struct ops *ops)
                    &build->row_loss));
     SHOAL_TRY(slot(build, PLAN_DATA, SPACE_PRIVATE, ((size_t)policy->T + 1) * sizeof(int32_t),
                    "window", "", &build->window));
+    if (build->setup->n_limbs > 0)
+        SHOAL_TRY(slot(build, PLAN_OPTIM, SPACE_PRIVATE,
+                       (size_t)ops_threads(ops) * build->setup->n_limbs * sizeof(int64_t),
+                       "sums of statistics", "", &build->limbs));
     SHOAL_TRY(slot(build, PLAN_SCRATCH, SPACE_PRIVATE,
                    model_scratch_bytes(build->model, ops, policy->B, policy->T, policy->compute),
                    "scratch", "", &build->scratch));
@@ -298,21 +319,23 @@ static shoal_status alloc_tables(struct build *build)
     build->param = calloc(units, sizeof *build->param);
     build->master = calloc(units, sizeof *build->master);
     build->full = calloc(units, sizeof *build->full);
-    build->states = calloc(units * OPTIM_MAX_STATES, sizeof *build->states);
+    build->kinds = calloc(units * OPTIM_MAX_KINDS, sizeof *build->kinds);
+    build->vectors = calloc(units, sizeof *build->vectors);
     build->streams = calloc(units + 1, sizeof *build->streams);
     build->residual = calloc(live * ((size_t)build->n_blocks + 1), sizeof *build->residual);
     build->saved = calloc(live * (size_t)build->n_blocks, sizeof *build->saved);
     build->dx = calloc(live, sizeof *build->dx);
     if (build->unit_names == NULL || build->param == NULL || build->master == NULL ||
-        build->full == NULL || build->states == NULL || build->streams == NULL ||
-        build->residual == NULL || build->saved == NULL || build->dx == NULL)
+        build->full == NULL || build->kinds == NULL || build->vectors == NULL ||
+        build->streams == NULL || build->residual == NULL || build->saved == NULL ||
+        build->dx == NULL)
         return fail(SHOAL_ERR_NOMEM, "builder: cannot allocate tables of %zu units", units);
     for (int unit = 0; unit < build->n_units; unit++)
         build->unit_names[unit] = build->layout->units[unit].name;
-    for (size_t i = 0; i < units * OPTIM_MAX_STATES; i++)
-        build->states[i] = SLOT_NONE;
+    for (size_t i = 0; i < units * OPTIM_MAX_KINDS; i++)
+        build->kinds[i] = SLOT_NONE;
     for (size_t i = 0; i < units; i++)
-        build->master[i] = SLOT_NONE;
+        build->master[i] = build->vectors[i] = SLOT_NONE;
     return SHOAL_OK;
 }
 
@@ -335,7 +358,7 @@ static shoal_status reserve_all(struct build *build, const struct ops *ops)
 }
 
 shoal_status build_create(const struct policy *policy, const struct model *model,
-                          const struct ops *ops, const struct optim_rule *rule,
+                          const struct ops *ops, const struct optim_setup *setup,
                           struct build **build_out)
 {
     shoal_status status = SHOAL_OK;
@@ -346,13 +369,13 @@ shoal_status build_create(const struct policy *policy, const struct model *model
     build->policy = *policy;
     build->model = model;
     build->layout = model_layout(model);
-    build->rule = rule;
+    build->setup = setup;
     build->n_units = build->layout->n_units;
     build->embed = model_embed_unit(model);
     build->head = model_head_unit(model);
     build->n_blocks = build->n_units - 2;
     build->n_live = policy->vertical ? policy->A : 1;
-    build->gather_embed = build->gather_ring = build->grad_all = SLOT_NONE;
+    build->gather_embed = build->gather_ring = build->grad_all = build->limbs = SLOT_NONE;
     SHOAL_TRY_GOTO(plan_create(&build->plan), err);
     SHOAL_TRY_GOTO(alloc_tables(build), err);
     SHOAL_TRY_GOTO(reserve_all(build, ops), err);
@@ -373,7 +396,8 @@ void build_destroy(struct build *build)
     free(build->param);
     free(build->master);
     free(build->full);
-    free(build->states);
+    free(build->kinds);
+    free(build->vectors);
     free(build->streams);
     free(build->residual);
     free(build->saved);

@@ -248,33 +248,66 @@ static shoal_status norm(struct step_builder *s)
     return train_op_norm(s->sched, build, s->env);
 }
 
+/* What an UPDATE of a unit works on; the gradient is the shard's. */
+static struct optim_refs unit_refs(const struct build *build, int unit)
+{
+    const struct policy *policy = &build->policy;
+    struct optim_refs refs = {.grad = build->streams[unit].result,
+                              .master = build->master[unit],
+                              .param = SLOT_NONE,
+                              .vectors = build->vectors[unit],
+                              .limbs = build->limbs};
+
+    if (policy->compute == DTYPE_BF16)
+        refs.param = build_own_param(build, unit);
+    for (int kind = 0; kind < OPTIM_MAX_KINDS; kind++)
+        refs.kinds[kind] = build->kinds[unit * OPTIM_MAX_KINDS + kind];
+    return refs;
+}
+
+/* Sums over tensors, for the rules that need them: every rank adds those of its shards. */
+static shoal_status statistics(struct step_builder *s)
+{
+    struct build *build = s->build;
+    const struct optim_step *step = &s->env->state->optim;
+
+    for (int pass = 0; pass < build->setup->n_passes; pass++) {
+        for (int unit = 0; unit < build->n_units; unit++) {
+            struct optim_refs refs = unit_refs(build, unit);
+            struct shard stored = build_stored(build, unit);
+            SHOAL_TRY(optim_op_sums(s->sched, s->env->pool, build->setup, unit, pass, stored,
+                                    build_owned(build, unit), stored, &refs, step));
+        }
+        if (build->policy.n_ranks > 1)
+            SHOAL_TRY(comm_op_all_reduce_i64(s->sched, s->env->comm, -1, build->limbs,
+                                             build->setup->n_limbs));
+        for (int unit = 0; unit < build->n_units; unit++) {
+            struct optim_refs refs = unit_refs(build, unit);
+            SHOAL_TRY(optim_op_sums_finish(s->sched, build->setup, unit, pass, &refs, step));
+        }
+    }
+    return SHOAL_OK;
+}
+
 static shoal_status update(struct step_builder *s, int unit)
 {
     struct build *build = s->build;
     const struct policy *policy = &build->policy;
     struct shard owned = build_owned(build, unit);
-    size_t shard = build_shard_elements(build, unit), width = dtype_bytes(policy->compute);
-    struct optim_refs refs = {
-        .grad = build->streams[unit].result, .master = build->master[unit], .param = SLOT_NONE};
-    struct slot_ref slice = build->param[unit];
-
-    if (policy->shards_states && !policy->shards_params)
-        slice.offset_bytes += (size_t)policy->rank * shard * width;
-    if (policy->compute == DTYPE_BF16)
-        refs.param = slice;
-    for (int i = 0; i < OPTIM_MAX_STATES; i++)
-        refs.states[i] = build->states[unit * OPTIM_MAX_STATES + i];
+    size_t shard = build_shard_elements(build, unit);
+    struct optim_refs refs = unit_refs(build, unit);
 
     if (!policy->shards_states && policy->n_ranks > 1) {
         SHOAL_TRY(comm_op_gather(s->sched, s->env->comm, OP_GATHER, unit, -1,
                                  build->streams[unit].result, build->grad_all, shard, DTYPE_F32));
         refs.grad = build->grad_all;
     }
-    SHOAL_TRY(optim_op_update(s->sched, s->env->pool, build->rule, build->layout, unit, 0, owned,
-                              owned, &refs, &s->env->state->optim));
+    SHOAL_TRY(optim_op_update(s->sched, s->env->pool, build->setup, unit, 0, owned, owned, &refs,
+                              &s->env->state->optim));
     if (policy->shards_states && !policy->shards_params)
-        SHOAL_TRY(comm_op_gather(s->sched, s->env->comm, OP_PUBLISH, unit, -1, slice,
-                                 build->param[unit], shard, policy->compute));
+        SHOAL_TRY(comm_op_gather(s->sched, s->env->comm, OP_PUBLISH, unit, -1,
+                                 build_own_param(build, unit), build->param[unit], shard,
+                                 policy->compute));
     return SHOAL_OK;
 }
 
@@ -293,6 +326,7 @@ shoal_status build_step(struct build *build, const struct build_env *env,
     SHOAL_TRY_GOTO(build->policy.vertical ? vertical(&s) : horizontal(&s), err);
     SHOAL_TRY_GOTO(combine_tied(&s), err);
     SHOAL_TRY_GOTO(norm(&s), err);
+    SHOAL_TRY_GOTO(statistics(&s), err);
     for (int unit = 0; unit < build->n_units; unit++)
         SHOAL_TRY_GOTO(update(&s, unit), err);
     *sched_out = s.sched;

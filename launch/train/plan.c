@@ -43,33 +43,34 @@ shoal_status train_plan(const struct config *config, int ranks, int ranks_per_ho
     struct build *build = NULL;
     struct pool *pool = NULL;
     struct ops *ops = NULL;
-    const struct optim_rule *rule = NULL;
-    struct optim_hyper hyper;
+    struct optim_setup *optim = NULL;
     struct lr_params lr;
     shoal_status status = SHOAL_OK;
 
     SHOAL_TRY(setup_model_config(config, &model_config));
     SHOAL_TRY(setup_policy(config, &model_config, ranks, 0, &policy));
-    SHOAL_TRY(setup_optimizer(config, &rule, &hyper, &lr));
     if (ranks_per_host <= 0 || ranks_per_host > ranks)
         ranks_per_host = ranks;
     SHOAL_TRY_GOTO(model_create(&model_config, &model), end);
+    SHOAL_TRY_GOTO(setup_optimizer(config, model_layout(model), &optim, &lr), end);
     SHOAL_TRY_GOTO(pool_create(config->run.threads > 0
                                    ? config->run.threads
                                    : setup_threads(config, NULL) / ranks_per_host,
                                -1, &pool),
                    end);
     SHOAL_TRY_GOTO(ops_create_cpu(pool, &ops), end);
-    SHOAL_TRY_GOTO(build_create(&policy, model, ops, rule, &build), end);
+    SHOAL_TRY_GOTO(build_create(&policy, model, ops, optim, &build), end);
     if (json) {
         status = print_json(build, ranks_per_host, out);
         goto end;
     }
     fprintf(out,
             "%lld parameters, zero %d on %d ranks, %d per host; %d microbatches of %lld x %lld "
-            "tokens per rank\n\n",
+            "tokens per rank\n",
             (long long)model_layout(model)->n_parameters, policy.stage, ranks, ranks_per_host,
             policy.A, (long long)policy.B, (long long)policy.T);
+    fprintf(out, "optimizer state: %.3f bytes per parameter, %s master weights\n\n",
+            optim_state_bytes_per_parameter(optim), optim->master->name);
     train_memory_print_table(build, ranks_per_host, out);
     fprintf(
         out,
@@ -79,6 +80,7 @@ end:
     build_destroy(build);
     ops_destroy(ops);
     pool_destroy(pool);
+    optim_setup_destroy(optim);
     model_destroy(model);
     return status;
 }

@@ -75,15 +75,13 @@ static shoal_status prepare(struct trainer *trainer, struct ckpt *ckpt,
     if ((int64_t)n_prompt + params->n_tokens > trainer->model_config.max_seq)
         log_line("warn", "the model has %d positions: the text ends there",
                  trainer->model_config.max_seq);
-    SHOAL_TRY(optim_find("adamw", &trainer->rule));
-    SHOAL_TRY(device_open("cpu", &trainer->device));
+    SHOAL_TRY(device_open("cpu", 0, &trainer->device));
     SHOAL_TRY(model_create(&trainer->model_config, &trainer->model));
     SHOAL_TRY(pool_create(threads, -1, &trainer->pool));
     SHOAL_TRY(ops_create_cpu(trainer->pool, &trainer->ops));
     SHOAL_TRY(model_prepare_decode(trainer->model, trainer->ops, trainer->policy.sample_tokens,
                                    DTYPE_F32));
-    SHOAL_TRY(build_create(&trainer->policy, trainer->model, trainer->ops, trainer->rule,
-                           &trainer->build));
+    SHOAL_TRY(build_create(&trainer->policy, trainer->model, trainer->ops, NULL, &trainer->build));
     env.ops = trainer->ops;
     env.pool = trainer->pool;
     SHOAL_TRY(build_decode(trainer->build, &env, &trainer->decode));

@@ -213,17 +213,13 @@ shoal_status setup_data(const struct config *config, const struct model_config *
     return data_open(&params, data_out);
 }
 
-shoal_status setup_optimizer(const struct config *config, const struct optim_rule **rule_out,
-                             struct optim_hyper *hyper_out, struct lr_params *lr_out)
+/* What tensors get that no group of optimizer.groups takes. */
+static shoal_status default_group(const struct config *config, struct optim_group *out)
 {
-    static const char *const schedules[] = {[LR_COSINE] = "cosine",
-                                            [LR_LINEAR] = "linear",
-                                            [LR_CONSTANT] = "constant",
-                                            [LR_WSD] = "wsd"};
-
-    SHOAL_TRY(optim_find(config->optimizer.name, rule_out));
-    *hyper_out = (struct optim_hyper){.lr = config->optimizer.lr,
-                                      .beta1 = config->optimizer.betas[0],
+    *out = (struct optim_group){.match = "*", .lr_scale = 1};
+    SHOAL_TRY(optim_find(config->optimizer.name, &out->rule));
+    SHOAL_TRY(codec_find(config->optimizer.state, &out->state));
+    out->hyper = (struct optim_hyper){.beta1 = config->optimizer.betas[0],
                                       .beta2 = config->optimizer.betas[1],
                                       .eps = config->optimizer.eps,
                                       .weight_decay = config->optimizer.weight_decay,
@@ -233,14 +229,58 @@ shoal_status setup_optimizer(const struct config *config, const struct optim_rul
                                       .alpha = config->optimizer.alpha,
                                       .slow_warmup_steps = config->optimizer.slow_warmup_steps,
                                       .gamma = config->optimizer.gamma};
-    *lr_out = (struct lr_params){.lr = config->optimizer.lr,
-                                 .min_lr = config->optimizer.min_lr,
-                                 .warmup_steps = config->optimizer.warmup_steps,
-                                 .total_steps = config->steps,
-                                 .decay_fraction = 0.2};
+    return SHOAL_OK;
+}
+
+static shoal_status master_codec(const struct config *config, const struct master_codec **out)
+{
+    SHOAL_TRY(master_codec_find(config->precision.master, out));
+    if ((*out)->bits < 32 && strcmp(config->precision.compute, "bf16") != 0) {
+        fail(SHOAL_ERR_CONFIG,
+             "precision.master: %s keeps what lies below bf16 weights, but "
+             "precision.compute is %s",
+             (*out)->name, config->precision.compute);
+        return fail_hint(SHOAL_ERR_CONFIG, "set precision.compute=bf16, or precision.master=fp32");
+    }
+    return SHOAL_OK;
+}
+
+static struct lr_params lr_of(const struct config *config)
+{
+    static const char *const schedules[] = {[LR_COSINE] = "cosine",
+                                            [LR_LINEAR] = "linear",
+                                            [LR_CONSTANT] = "constant",
+                                            [LR_WSD] = "wsd"};
+    struct lr_params lr = {.lr = config->optimizer.lr,
+                           .min_lr = config->optimizer.min_lr,
+                           .warmup_steps = config->optimizer.warmup_steps,
+                           .total_steps = config->steps,
+                           .decay_fraction = 0.2};
+
     for (size_t i = 0; i < sizeof schedules / sizeof schedules[0]; i++)
         if (strcmp(config->optimizer.schedule, schedules[i]) == 0)
-            lr_out->schedule = (enum lr_schedule)i;
+            lr.schedule = (enum lr_schedule)i;
+    return lr;
+}
+
+shoal_status setup_optimizer(const struct config *config, const struct layout *layout,
+                             struct optim_setup **optim_out, struct lr_params *lr_out)
+{
+    struct optim_group groups[CONFIG_LIST + 1], base;
+    const struct master_codec *master = NULL;
+    int n = 0;
+
+    if (!(config->optimizer.lr > 0)) {
+        fail(SHOAL_ERR_CONFIG, "optimizer.lr: %g, must be above 0", config->optimizer.lr);
+        return fail_hint(SHOAL_ERR_CONFIG, "3e-4 is a usual value for adamw, 1e-4 for lion");
+    }
+    SHOAL_TRY(default_group(config, &base));
+    for (; n < config->optimizer.groups.n; n++)
+        SHOAL_TRY(optim_group_parse(config->optimizer.groups.items[n], &base, &groups[n]));
+    groups[n++] = base;
+    SHOAL_TRY(master_codec(config, &master));
+    SHOAL_TRY(optim_setup_create(layout, groups, n, master, optim_out));
+    *lr_out = lr_of(config);
     return SHOAL_OK;
 }
 

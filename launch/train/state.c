@@ -10,30 +10,28 @@
 
 /* Weights and optimizer state: initial values, checkpoints in and out. */
 
-enum { INIT_TILE = 1 << 18 };
-
-static float *master_of(const struct trainer *trainer, int unit)
-{
-    return plan_ref(trainer->build->plan, trainer->build->master[unit]);
-}
+enum { INIT_TILE = 1 << 14 };
 
 struct init_arg {
     const struct trainer *trainer;
     int unit;
     struct shard owned;
-    float *master;
+    _Atomic(shoal_status) status;
 };
 
 static void init_tile(void *arg, size_t tile, int thread)
 {
-    const struct init_arg *init = arg;
+    struct init_arg *init = arg;
     int64_t begin = init->owned.begin + (int64_t)tile * INIT_TILE;
     int64_t end = begin + INIT_TILE < init->owned.end ? begin + INIT_TILE : init->owned.end;
+    struct shard range = {.begin = begin, .end = end};
+    float x[INIT_TILE];
 
     (void)thread;
-    model_init_range(init->trainer->model, init->trainer->config->run.seed, init->unit,
-                     (struct shard){.begin = begin, .end = end},
-                     init->master + (begin - init->owned.begin));
+    model_init_range(init->trainer->model, init->trainer->config->run.seed, init->unit, range, x);
+    shoal_status status = weights_store_range(init->trainer, init->unit, range, x);
+    if (status != SHOAL_OK)
+        init->status = status;
 }
 
 shoal_status state_init(struct trainer *trainer)
@@ -41,12 +39,13 @@ shoal_status state_init(struct trainer *trainer)
     const struct build *build = trainer->build;
 
     for (int unit = 0; unit < build->n_units; unit++) {
-        struct init_arg init = {.trainer = trainer,
-                                .unit = unit,
-                                .owned = build_owned(build, unit),
-                                .master = master_of(trainer, unit)};
+        struct init_arg init = {
+            .trainer = trainer, .unit = unit, .owned = build_owned(build, unit)};
         size_t n = (size_t)(init.owned.end - init.owned.begin);
         pool_run(trainer->pool, (n + INIT_TILE - 1) / INIT_TILE, init_tile, &init);
+        if (init.status != SHOAL_OK)
+            return fail(init.status, "%s: cannot store initial weights",
+                        build->layout->units[unit].name);
     }
     return SHOAL_OK;
 }
@@ -59,51 +58,16 @@ shoal_status state_publish(struct trainer *trainer)
 
     for (int unit = 0; unit < build->n_units; unit++) {
         struct shard owned = build_owned(build, unit);
-        size_t shard = build_shard_elements(build, unit), width = dtype_bytes(policy->compute);
-        bool slice = policy->shards_states && !policy->shards_params;
-        char *param = plan_ref(build->plan, build->param[unit]);
-        char *mine = param + (slice ? (size_t)policy->rank * shard * width : 0);
+        void *mine = plan_ref(build->plan, build_own_param(build, unit));
 
-        if (policy->compute == DTYPE_BF16)
+        if (policy->compute == DTYPE_BF16 && build->setup->master->bits == 32)
             SHOAL_TRY(op_cast(trainer->ops, owned.end - owned.begin, DTYPE_BF16,
-                              master_of(trainer, unit), mine));
-        if (slice)
-            SHOAL_TRY(comm_all_gather(trainer->comm, mine, param, shard, policy->compute));
+                              plan_ref(build->plan, build->master[unit]), mine));
+        if (policy->shards_states && !policy->shards_params)
+            SHOAL_TRY(comm_all_gather(trainer->comm, mine,
+                                      plan_ref(build->plan, build->param[unit]),
+                                      build_shard_elements(build, unit), policy->compute));
     }
-    return SHOAL_OK;
-}
-
-/* What this rank stores (`stored`) or must load (all that it owns), as pieces of tensors. */
-shoal_status state_pieces(struct trainer *trainer, bool stored, struct ckpt_piece **pieces_out,
-                          size_t *n_out)
-{
-    const struct build *build = trainer->build;
-    size_t most = (size_t)build->layout->n_tensors * (1 + (size_t)build->rule->n_states), n = 0;
-    struct ckpt_piece *pieces = calloc(most, sizeof *pieces);
-
-    if (pieces == NULL)
-        return fail(SHOAL_ERR_NOMEM, "checkpoint: cannot allocate %zu pieces", most);
-    for (int t = 0; t < build->layout->n_tensors; t++) {
-        const struct tensor *tensor = &build->layout->tensors[t];
-        struct shard owned = build_owned(build, tensor->unit);
-        struct shard range = stored ? build_stored(build, tensor->unit) : owned;
-        struct shard part = layout_tensor_part(tensor, range);
-        int64_t at = tensor->offset + part.begin - owned.begin;
-
-        if (part.begin == part.end)
-            continue;
-        for (int k = -1; k < build->rule->n_states; k++) {
-            struct ckpt_piece *piece = &pieces[n++];
-            struct slot_ref ref = k < 0 ? build->master[tensor->unit]
-                                        : build->states[tensor->unit * OPTIM_MAX_STATES + k];
-            *piece = (struct ckpt_piece){.tensor = t, .begin = part.begin, .end = part.end};
-            snprintf(piece->kind, sizeof piece->kind, "%s",
-                     k < 0 ? "master" : build->rule->state_names[k]);
-            piece->data = (float *)plan_ref(build->plan, ref) + at;
-        }
-    }
-    *pieces_out = pieces;
-    *n_out = n;
     return SHOAL_OK;
 }
 
@@ -159,14 +123,48 @@ static void warn_of_later_steps(const struct trainer *trainer)
     free(entries);
 }
 
+/* The rule of tensors that no group takes. */
+static const struct optim_group *main_group(const struct trainer *trainer)
+{
+    return &trainer->optim->groups[trainer->optim->n_groups - 1];
+}
+
+/* Weights are saved in fp32: only a coarser codec than they were trained with loses anything. */
+static shoal_status check_master(const struct trainer *trainer, const char *saved)
+{
+    const char *ours = trainer->optim->master->name;
+    bool exact =
+        strcmp(ours, saved) == 0 || strcmp(ours, "fp32") == 0 || strcmp(ours, "split16") == 0;
+
+    if (exact || trainer->config->checkpoint.convert) {
+        if (strcmp(ours, saved) != 0)
+            log_line("resume", "weights were trained with precision.master=%s, go on with %s%s",
+                     saved, ours, exact ? "" : ": rounded");
+        return SHOAL_OK;
+    }
+    fail(SHOAL_ERR_CONFIG,
+         "precision.master: %s would round the checkpoint's weights, trained with %s", ours, saved);
+    return fail_hint(SHOAL_ERR_CONFIG, "keep precision.master=%s, or set checkpoint.convert=true",
+                     saved);
+}
+
 static shoal_status check_same_run(const struct trainer *trainer, const struct ckpt_meta *meta)
 {
-    if (strcmp(meta->optimizer, trainer->rule->name) != 0) {
-        fail(SHOAL_ERR_CONFIG, "optimizer.name: %s, but the checkpoint holds the state of %s",
-             trainer->rule->name, meta->optimizer);
-        return fail_hint(SHOAL_ERR_CONFIG, "keep optimizer.name=%s, or start a new run.out",
-                         meta->optimizer);
+    const char *name = main_group(trainer)->rule->name;
+    json_t *optimizer = json_loads(meta->optimizer_json, 0, NULL);
+    const char *master = json_string_value(json_object_get(optimizer, "master"));
+    shoal_status status = SHOAL_OK;
+
+    if (strcmp(meta->optimizer, name) != 0) {
+        status =
+            fail(SHOAL_ERR_CONFIG, "optimizer.name: %s, but the checkpoint holds the state of %s",
+                 name, meta->optimizer);
+        fail_hint(status, "keep optimizer.name=%s, or start a new run.out", meta->optimizer);
+    } else {
+        status = check_master(trainer, master == NULL ? "fp32" : master);
     }
+    json_decref(optimizer);
+    SHOAL_TRY(status);
     if (meta->data_fingerprint != data_info(trainer->data).fingerprint)
         log_line("warn",
                  "the data differs from the checkpoint's (fingerprint %016" PRIx64
@@ -212,30 +210,52 @@ static shoal_status read_pieces(struct trainer *trainer, struct ckpt *ckpt,
     return SHOAL_OK;
 }
 
+/* States that rest in another codec than in the checkpoint. */
+static shoal_status convert_states(struct trainer *trainer, struct ckpt *ckpt,
+                                   struct state_pieces *pieces)
+{
+    size_t n = 0;
+
+    if (!trainer->config->checkpoint.convert)
+        return SHOAL_OK;
+    SHOAL_TRY(state_convert(trainer, ckpt, pieces, &n));
+    if (n > 0)
+        log_line("resume",
+                 "%zu states had another codec in the checkpoint: decoded and encoded "
+                 "anew, which is not exact",
+                 n);
+    return SHOAL_OK;
+}
+
 static shoal_status load_from(struct trainer *trainer, const char *path, bool weights_only)
 {
     struct ckpt *ckpt = NULL;
-    struct ckpt_piece *pieces = NULL;
-    size_t n = 0;
+    struct state_pieces all = {0};
     shoal_status status = SHOAL_OK;
 
     SHOAL_TRY(ckpt_open(path, &ckpt));
     if (!weights_only)
         SHOAL_TRY_GOTO(check_same_run(trainer, ckpt_meta(ckpt)), end);
-    SHOAL_TRY_GOTO(state_pieces(trainer, false, &pieces, &n), end);
+    SHOAL_TRY_GOTO(state_pieces(trainer, false, &all), end);
     if (weights_only) {
         size_t kept = 0;
-        for (size_t i = 0; i < n; i++)
-            if (strcmp(pieces[i].kind, "master") == 0)
-                pieces[kept++] = pieces[i];
-        n = kept;
+        for (size_t i = 0; i < all.n; i++)
+            if (strcmp(all.pieces[i].kind, "master") == 0)
+                all.pieces[kept++] = all.pieces[i];
+        all.n = kept;
+    } else {
+        SHOAL_TRY_GOTO(convert_states(trainer, ckpt, &all), end);
     }
-    SHOAL_TRY_GOTO(read_pieces(trainer, ckpt, pieces, n), end);
+    status = read_pieces(trainer, ckpt, all.pieces, all.n);
+    if (status == SHOAL_ERR_CONFIG && !weights_only)
+        fail_hint(status, "keep optimizer.state and optimizer.groups as they were, or set "
+                          "checkpoint.convert=true");
+    SHOAL_TRY_GOTO(status, end);
     if (!weights_only)
         adopt_meta(trainer, ckpt_meta(ckpt));
 
 end:
-    free(pieces);
+    state_pieces_free(&all);
     ckpt_close(ckpt);
     return status;
 }
@@ -267,20 +287,39 @@ shoal_status state_resume(struct trainer *trainer)
     return state_publish(trainer);
 }
 
-static shoal_status make_meta(struct trainer *trainer, int64_t step, struct ckpt_meta *meta,
-                              char *optimizer, size_t n_optimizer, char *topology,
-                              size_t n_topology)
+static json_t *group_json(const struct optim_group *group)
+{
+    const struct optim_hyper *h = &group->hyper;
+
+    return json_pack("{s:s s:s s:s s:f s:[f,f] s:f s:f s:f s:b s:f s:f s:f}", "match", group->match,
+                     "name", group->rule->name, "state", group->state->name, "lr_scale",
+                     group->lr_scale, "betas", h->beta1, h->beta2, "eps", h->eps, "weight_decay",
+                     h->weight_decay, "momentum", h->momentum, "nesterov", h->nesterov, "beta3",
+                     h->beta3, "alpha", h->alpha, "gamma", h->gamma);
+}
+
+/* The settings that the state depends on, and how many updates it has seen; freed by the caller. */
+static char *optimizer_json(const struct trainer *trainer)
+{
+    const struct optim_setup *setup = trainer->optim;
+    json_t *root = group_json(main_group(trainer)), *groups = json_array();
+
+    for (int g = 0; g < setup->n_groups - 1; g++)
+        json_array_append_new(groups, group_json(&setup->groups[g]));
+    json_object_set_new(root, "groups", groups);
+    json_object_set_new(root, "updates", json_integer(trainer->updates));
+    json_object_set_new(root, "master", json_string(setup->master->name));
+    json_object_set_new(root, "convention", json_string("pytorch"));
+    char *text = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17));
+    json_decref(root);
+    return text;
+}
+
+static void make_meta(const struct trainer *trainer, int64_t step, const char *optimizer,
+                      char *topology, size_t n_topology, struct ckpt_meta *meta)
 {
     const struct policy *policy = &trainer->policy;
 
-    const struct optim_hyper *h = &trainer->hyper;
-    snprintf(optimizer, n_optimizer,
-             "{\"name\":\"%s\",\"updates\":%lld,\"betas\":[%.17g,%.17g],\"eps\":%.17g,"
-             "\"weight_decay\":%.17g,\"momentum\":%.17g,\"nesterov\":%s,\"beta3\":%.17g,"
-             "\"alpha\":%.17g,\"gamma\":%.17g,\"convention\":\"pytorch\"}",
-             trainer->rule->name, (long long)trainer->updates, h->beta1, h->beta2, h->eps,
-             h->weight_decay, h->momentum, h->nesterov ? "true" : "false", h->beta3, h->alpha,
-             h->gamma);
     snprintf(topology, n_topology,
              "{\"world_size\":%d,\"zero_stage\":%d,\"order\":\"%s\",\"hosts\":%d,\"mpi\":\"%s\"}",
              policy->n_ranks, policy->stage, policy->vertical ? "vertical" : "horizontal",
@@ -296,24 +335,25 @@ static shoal_status make_meta(struct trainer *trainer, int64_t step, struct ckpt
                                .optimizer_json = optimizer,
                                .topology_json = topology};
     snprintf(meta->run_uuid, sizeof meta->run_uuid, "%s", trainer->run_uuid);
-    snprintf(meta->optimizer, sizeof meta->optimizer, "%s", trainer->rule->name);
+    snprintf(meta->optimizer, sizeof meta->optimizer, "%s", main_group(trainer)->rule->name);
     snprintf(meta->conventions, sizeof meta->conventions, "pytorch");
-    return SHOAL_OK;
 }
 
 shoal_status state_save(struct trainer *trainer, int64_t step)
 {
     struct ckpt_meta meta;
     struct ckpt_result result = {0};
-    char optimizer[512], topology[512];
+    char topology[512];
 
     if (trainer->saved_step == step)
         return SHOAL_OK;
     comm_note(trainer->comm, step, "saving a checkpoint");
-    SHOAL_TRY(
-        make_meta(trainer, step, &meta, optimizer, sizeof optimizer, topology, sizeof topology));
-    SHOAL_TRY(ckpt_save(trainer->store, trainer->build->layout, trainer->pieces, trainer->n_pieces,
-                        &meta, &result));
+    char *optimizer = optimizer_json(trainer);
+    make_meta(trainer, step, optimizer, topology, sizeof topology, &meta);
+    shoal_status status = ckpt_save(trainer->store, trainer->build->layout, trainer->pieces.pieces,
+                                    trainer->pieces.n, &meta, &result);
+    free(optimizer);
+    SHOAL_TRY(status);
     trainer->saved_step = step;
     log_line("ckpt", "%-8lld %s  %.1f MiB in %.2f s (%.2f GiB/s)%s", (long long)step, result.path,
              (double)result.n_bytes / (1 << 20), result.seconds,

@@ -74,7 +74,7 @@ struct build {
     struct policy policy;
     const struct model *model;
     const struct layout *layout;
-    const struct optim_rule *rule;
+    const struct optim_setup *setup; /* NULL with infer_only */
     struct plan *plan;
     int n_units, n_blocks, embed, head;
     const char **unit_names;
@@ -82,8 +82,10 @@ struct build {
     /* Per unit. */
     struct slot_ref
         *param; /* compute precision: whole unit, or the shard where params are sharded */
-    struct slot_ref *master;     /* fp32: the shard, or all at stage 0; part of `param` at fp32 */
-    struct slot_ref *states;     /* [n_units * OPTIM_MAX_STATES] */
+    struct slot_ref *master;     /* the shard, or all at stage 0: fp32 (part of `param` at fp32
+                                    compute), or what the master codec keeps below bf16 */
+    struct slot_ref *kinds;      /* optimizer state: [n_units * OPTIM_MAX_KINDS] */
+    struct slot_ref *vectors;    /* of rules that need sums over tensors; on every rank */
     struct slot_ref *full;       /* what compute reads: param, or the gather slot */
     struct grad_stream *streams; /* n_units, and one more for tied models */
     int n_streams;
@@ -96,6 +98,7 @@ struct build {
     struct slot_ref tokens, targets, row_loss, scratch;  /* [A] each but scratch */
     struct slot_ref window;                              /* one sequence, T + 1 tokens */
     struct slot_ref gather_embed, gather_ring, grad_all; /* grad_all: stage 0's gathered gradient */
+    struct slot_ref limbs;                               /* of those sums */
     struct slot_ref cache, decode_x[2], logits, decode_scratch, decode_token;
 };
 
@@ -110,7 +113,7 @@ struct build_env {
 
 /* Reserve every slot of a run.  `ops` only sizes scratch. */
 shoal_status build_create(const struct policy *policy, const struct model *model,
-                          const struct ops *ops, const struct optim_rule *rule,
+                          const struct ops *ops, const struct optim_setup *setup,
                           struct build **build_out);
 void build_destroy(struct build *build);
 
@@ -134,10 +137,29 @@ struct shard build_owned(const struct build *build, int unit);
 /* The slice of a unit that this rank stores in checkpoints; the same for every stage. */
 struct shard build_stored(const struct build *build, int unit);
 
+/* The part of a unit's weights in compute precision that this rank updates: those it owns. */
+struct slot_ref build_own_param(const struct build *build, int unit);
+
 size_t build_unit_elements(const struct build *build, int unit); /* padded: ranks * shard */
 size_t build_shard_elements(const struct build *build, int unit);
 
 /* ---- a run ---- */
+
+struct trainer;
+
+/* A piece of master weights that rest in another form than fp32. */
+struct weights_view {
+    const struct trainer *trainer;
+    int tensor;
+    int64_t begin; /* of the piece */
+};
+
+/* What this rank stores (`stored`) or must load (all that it owns), as pieces of tensors. */
+struct state_pieces {
+    struct ckpt_piece *pieces;
+    size_t n;
+    struct weights_view *views;
+};
 
 struct trainer {
     const struct config *config;
@@ -150,18 +172,16 @@ struct trainer {
     struct model *model;
     struct data *data;
     struct metrics *metrics; /* rank 0 */
-    const struct optim_rule *rule;
+    struct optim_setup *optim;
     struct lr_params lr;
-    struct optim_hyper hyper;
     struct build *build;
     struct schedule *step, *eval, *decode;
     struct step_state state;
     struct ckpt_store *store;
-    struct ckpt_piece *pieces; /* what this rank saves */
-    size_t n_pieces;
-    void *memory;           /* SPACE_PRIVATE */
-    uint64_t library_bytes; /* what the libraries take for a moment in a matmul */
-    uint64_t base_bytes;    /* of the process and its libraries, without the plan's memory */
+    struct state_pieces pieces; /* what this rank saves */
+    void *memory;               /* SPACE_PRIVATE */
+    uint64_t library_bytes;     /* what the libraries take for a moment in a matmul */
+    uint64_t base_bytes;        /* of the process and its libraries, without the plan's memory */
     uint64_t consumed_sequences, consumed_tokens;
     int64_t first_step; /* steps done before this process */
     int64_t saved_step; /* of the newest checkpoint, -1: none */
@@ -185,8 +205,8 @@ shoal_status setup_policy(const struct config *config, const struct model_config
                           int n_ranks, int rank, struct policy *out);
 shoal_status setup_data(const struct config *config, const struct model_config *model,
                         struct data **data_out);
-shoal_status setup_optimizer(const struct config *config, const struct optim_rule **rule_out,
-                             struct optim_hyper *hyper_out, struct lr_params *lr_out);
+shoal_status setup_optimizer(const struct config *config, const struct layout *layout,
+                             struct optim_setup **optim_out, struct lr_params *lr_out);
 int setup_threads(const struct config *config, const struct comm *comm);
 
 /* Positions that a text takes: its end token, prompt and continuation, or all that the model has. */
@@ -203,10 +223,39 @@ void train_memory_log_plan(const struct trainer *trainer);
 void train_memory_print_table(const struct build *build, int ranks_per_host, FILE *out);
 shoal_status train_memory_log_measured(struct trainer *trainer);
 
+/* weights.c: master weights as fp32, whatever they rest as. */
+
+/* Elements [begin, begin + n) of a tensor that this rank owns, to or from memory. */
+shoal_status weights_move(const struct trainer *trainer, int tensor, int64_t begin, size_t n,
+                          float *x, bool to_memory);
+
+/* Put x, the elements [range) of a unit, where they belong; padding is skipped. */
+shoal_status weights_store_range(const struct trainer *trainer, int unit, struct shard range,
+                                 float *x);
+
+/* Let a piece of master weights go through weights_move; the view outlives the piece. */
+void weights_view_piece(struct weights_view *view, struct ckpt_piece *piece);
+
+/* pieces.c */
+shoal_status state_pieces(struct trainer *trainer, bool stored, struct state_pieces *out);
+void state_pieces_free(struct state_pieces *pieces);
+
+/* Type, length, range and codec of a piece of codes, or of their scales, for elements [part). */
+void piece_codes(const struct optim_codec *codec, int64_t n_elements, struct shard part,
+                 struct ckpt_piece *piece);
+void piece_scales(const struct optim_codec *codec, int64_t n_elements, struct shard part,
+                  struct ckpt_piece *piece);
+void piece_codec_name(const struct optim_codec *codec, char out[CKPT_CODEC_BYTES]);
+
+/*
+ * convert.c: read the states whose codec in the checkpoint is another, decode them and encode them
+ * anew; their pieces are taken out of `pieces`.  *n_out: how many states.
+ */
+shoal_status state_convert(struct trainer *trainer, struct ckpt *ckpt, struct state_pieces *pieces,
+                           size_t *n_out);
+
 /* state.c: weights and optimizer state in and out. */
 shoal_status state_init(struct trainer *trainer);
-shoal_status state_pieces(struct trainer *trainer, bool stored, struct ckpt_piece **pieces_out,
-                          size_t *n_out);
 shoal_status state_resume(struct trainer *trainer);
 shoal_status state_publish(struct trainer *trainer);
 shoal_status state_save(struct trainer *trainer, int64_t step);

@@ -89,7 +89,8 @@ static shoal_status run_norm(const struct op *op)
     state->stop_wanted = message.stop_wanted;
 
     state->loss = exact_sum_value(&state->sums[SUM_LOSS]) / arg->n_targets;
-    state->grad_norm = sqrt(exact_sum_value(&state->sums[SUM_SQUARES]));
+    state->optim.grad_squares = exact_sum_value(&state->sums[SUM_SQUARES]);
+    state->grad_norm = sqrt(state->optim.grad_squares);
     state->finite = isfinite(state->loss) && isfinite(state->grad_norm);
     /* torch.nn.utils.clip_grad_norm_: max_norm / (norm + 1e-6), at most 1. */
     double scale = arg->grad_clip > 0 ? arg->grad_clip / (state->grad_norm + 1e-6) : 1.0;

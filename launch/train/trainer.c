@@ -79,9 +79,9 @@ shoal_status train_open_compute(struct trainer *trainer)
     SHOAL_TRY(setup_model_config(config, &trainer->model_config));
     SHOAL_TRY(setup_policy(config, &trainer->model_config, comm_size(trainer->comm),
                            comm_rank(trainer->comm), &trainer->policy));
-    SHOAL_TRY(setup_optimizer(config, &trainer->rule, &trainer->hyper, &trainer->lr));
-    SHOAL_TRY(device_open(config->run.device, &trainer->device));
+    SHOAL_TRY(device_open(config->run.device, comm_node_rank(trainer->comm), &trainer->device));
     SHOAL_TRY(model_create(&trainer->model_config, &trainer->model));
+    SHOAL_TRY(setup_optimizer(config, model_layout(trainer->model), &trainer->optim, &trainer->lr));
     SHOAL_TRY(pool_create(threads, first_cpu, &trainer->pool));
     SHOAL_TRY(ops_create_cpu(trainer->pool, &trainer->ops));
     SHOAL_TRY(model_prepare(trainer->model, trainer->ops, trainer->policy.B, trainer->policy.T,
@@ -137,7 +137,7 @@ shoal_status train_build(struct trainer *trainer)
                             .data = trainer->data,
                             .state = &trainer->state};
 
-    SHOAL_TRY(build_create(&trainer->policy, trainer->model, trainer->ops, trainer->rule,
+    SHOAL_TRY(build_create(&trainer->policy, trainer->model, trainer->ops, trainer->optim,
                            &trainer->build));
     SHOAL_TRY(build_step(trainer->build, &env, &trainer->step));
     SHOAL_TRY(exec_prepare(trainer->step));
@@ -174,7 +174,7 @@ static shoal_status prepare(struct trainer *trainer)
     report_banner(trainer);
     SHOAL_TRY(open_store(trainer));
     SHOAL_TRY(train_memory_take(trainer));
-    SHOAL_TRY(comm_agree(comm, state_pieces(trainer, true, &trainer->pieces, &trainer->n_pieces)));
+    SHOAL_TRY(comm_agree(comm, state_pieces(trainer, true, &trainer->pieces)));
     comm_note(comm, 0, "loading");
     SHOAL_TRY(state_resume(trainer));
     shoal_status status = SHOAL_OK;
@@ -215,17 +215,16 @@ static shoal_status nonfinite(struct trainer *trainer, int64_t step)
 shoal_status train_one_step(struct trainer *trainer, int64_t step, double *lr_out)
 {
     struct step_state *state = &trainer->state;
-    struct optim_hyper hyper = trainer->hyper;
     uint64_t sequences = (uint64_t)trainer->policy.global;
 
-    hyper.lr = lr_at(&trainer->lr, step);
-    *lr_out = hyper.lr;
+    *lr_out = lr_at(&trainer->lr, step);
     state->step = step;
     state->first_sequence = trainer->consumed_sequences;
     state->loss_scale = (float)(1.0 / ((double)trainer->policy.global * (double)trainer->policy.T));
     if (fault_point(step, trainer->policy.rank))
         state->loss_scale = NAN;
-    state->optim.scalars = trainer->rule->scalars(&hyper, trainer->updates + 1);
+    optim_step_begin(trainer->optim, *lr_out, trainer->config->run.seed, trainer->updates + 1,
+                     &state->optim);
     exact_sum_clear(&state->sums[SUM_LOSS]);
     exact_sum_clear(&state->sums[SUM_SQUARES]);
     state->stop_wanted = signals_wanted() != 0;
@@ -362,9 +361,10 @@ void train_close(struct trainer *trainer, shoal_status status)
     sched_destroy(trainer->decode);
     train_memory_release(trainer);
     build_destroy(trainer->build);
-    free(trainer->pieces);
+    state_pieces_free(&trainer->pieces);
     ops_destroy(trainer->ops);
     data_close(trainer->data);
+    optim_setup_destroy(trainer->optim);
     model_destroy(trainer->model);
     device_close(trainer->device);
     free(trainer->config_yaml);

@@ -69,9 +69,11 @@ struct config {
         double gamma;
         double grad_clip;
         char on_nonfinite[8]; /* stop | skip */
+        char state[16];       /* codec of the optimizer state */
+        struct config_list groups;
     } optimizer;
     struct {
-        char compute[8], master[8], grads[8];
+        char compute[8], master[16], grads[8];
     } precision;
     struct {
         int zero;
@@ -87,6 +89,7 @@ struct config {
         int64_t every; /* steps; 0: only at the end */
         int keep;
         char resume[CONFIG_TEXT]; /* auto | never | PATH | STEP */
+        bool convert;             /* state of another codec is decoded and encoded anew */
     } checkpoint;
     struct {
         int64_t every, batches, sample_every;

@@ -45,10 +45,12 @@ static const struct config_key keys[] = {
      .also = "pin affinity",
      .help = "Bind each thread to a core of its own; turn it off where other jobs share the host."},
     {.path = "run.device",
-     .type = CONFIG_STRING,
+     .type = CONFIG_CHOICE,
      FIELD(run.device),
-     .fallback = "cpu",
-     .help = "Where a rank computes: cpu."},
+     .fallback = "auto",
+     .choices = "auto|cpu|cuda",
+     .also = "accelerator",
+     .help = "Where a rank computes; auto: cuda where a GPU is found, else cpu."},
 
     {.path = "model.preset",
      .type = CONFIG_STRING,
@@ -324,6 +326,21 @@ static const struct config_key keys[] = {
      .fallback = "stop",
      .choices = "stop|skip",
      .help = "A step whose loss or gradients are not finite: stop the run, or skip the update."},
+    {.path = "optimizer.state",
+     .type = CONFIG_STRING,
+     FIELD(optimizer.state),
+     .fallback = "fp32",
+     .also = "optim_bits quantized_state use_8bit",
+     .help = "How optimizer state rests: fp32, bf16, int8, int4, fp8, or bnb8, ao4 and lpmm4 as "
+             "other software has them. Embeddings, the head, norms, biases and tensors below 4096 "
+             "elements keep fp32."},
+    {.path = "optimizer.groups",
+     .type = CONFIG_STRINGS,
+     FIELD(optimizer.groups),
+     .fallback = "[]",
+     .also = "param_groups parameter_groups",
+     .help = "Tensors with settings of their own, \"MATCH: KEY=VALUE ...\": roles or name patterns; "
+             "rule, state, lr_scale, weight_decay, betas, eps, momentum. The first match counts."},
 
     {.path = "precision.compute",
      .type = CONFIG_CHOICE,
@@ -336,8 +353,9 @@ static const struct config_key keys[] = {
      .type = CONFIG_CHOICE,
      FIELD(precision.master),
      .fallback = "fp32",
-     .choices = "fp32",
-     .help = "Type of the weights that are updated."},
+     .choices = "fp32|split16|ecc8|bf16sr",
+     .help = "Weights that are updated: fp32; or what bf16 weights lack, as 16 bits (the same "
+             "numbers as fp32), as 8 bits of error, or nothing (stochastic rounding)."},
     {.path = "precision.grads",
      .type = CONFIG_CHOICE,
      FIELD(precision.grads),
@@ -424,6 +442,12 @@ static const struct config_key keys[] = {
      .also = "resume_from_checkpoint load load_step",
      .help = "auto: the newest complete checkpoint of the run, or a fresh start; never; a path; or "
              "the number of a step."},
+    {.path = "checkpoint.convert",
+     .type = CONFIG_BOOL,
+     FIELD(checkpoint.convert),
+     .fallback = "false",
+     .help = "Resume from optimizer state of another codec by decoding and encoding it anew; else "
+             "that is an error."},
 
     {.path = "eval.every",
      .type = CONFIG_INT,

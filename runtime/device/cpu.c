@@ -1,8 +1,20 @@
 #include "runtime/base/arena.h"
+#include "runtime/base/host.h"
 #include "runtime/device/device_internal.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+static const char *cpu_describe(const struct device *device)
+{
+    (void)device;
+    return "the host's cores";
+}
+
+static void cpu_close(struct device *device)
+{
+    free(device);
+}
 
 static shoal_status cpu_alloc(struct device *device, const char *name, size_t n_bytes,
                               void **ptr_out)
@@ -15,6 +27,14 @@ static void cpu_free(struct device *device, void *ptr, size_t n_bytes)
 {
     (void)device;
     pages_free(ptr, n_bytes);
+}
+
+static shoal_status cpu_memory(struct device *device, size_t *free_out, size_t *total_out)
+{
+    (void)device;
+    *free_out = host_memory_available_bytes();
+    *total_out = host_memory_bytes();
+    return SHOAL_OK;
 }
 
 static shoal_status cpu_copy(struct device *device, void *dst, const void *src, size_t n_bytes)
@@ -31,8 +51,16 @@ static shoal_status cpu_zero(struct device *device, void *ptr, size_t n_bytes)
     return SHOAL_OK;
 }
 
-static const struct device_ops cpu_ops = {
-    .name = "cpu", .alloc = cpu_alloc, .free = cpu_free, .copy = cpu_copy, .zero = cpu_zero};
+static const struct device_ops cpu_ops = {.name = "cpu",
+                                          .describe = cpu_describe,
+                                          .close = cpu_close,
+                                          .alloc = cpu_alloc,
+                                          .free = cpu_free,
+                                          .host_alloc = cpu_alloc,
+                                          .host_free = cpu_free,
+                                          .memory = cpu_memory,
+                                          .copy = cpu_copy,
+                                          .zero = cpu_zero};
 
 shoal_status device_cpu_open(struct device **device_out)
 {

@@ -1,4 +1,5 @@
 #include "tests/fixtures/rules_torch.h"
+#include "tests/optim/num.h"
 #include "tests/optim/rules.h"
 #include "tests/tolerance.h"
 
@@ -9,48 +10,6 @@
  */
 
 enum { STEPS = 50 };
-
-struct num {
-    double x, e; /* value in double; bound of the error in fp32 */
-};
-
-static struct num rounded(double x, double e)
-{
-    return (struct num){x, e + TOL_F32_ROUND * (fabs(x) + e)};
-}
-
-static struct num scalar(double x)
-{
-    return rounded(x, 0.0);
-}
-
-static struct num add(struct num a, struct num b)
-{
-    return rounded(a.x + b.x, a.e + b.e);
-}
-
-static struct num mul(struct num a, struct num b)
-{
-    return rounded(a.x * b.x, fabs(a.x) * b.e + fabs(b.x) * a.e + a.e * b.e);
-}
-
-static struct num minus(struct num a)
-{
-    return (struct num){-a.x, a.e};
-}
-
-static struct num divide(struct num a, struct num b)
-{
-    const double least = fabs(b.x) - b.e;
-
-    cr_assert_gt(least, 0.0, "the reference divides by %g +- %g", b.x, b.e);
-    return rounded(a.x / b.x, (a.e + fabs(a.x / b.x) * b.e) / least);
-}
-
-static struct num root(struct num a)
-{
-    return rounded(sqrt(a.x), sqrt(a.x) - sqrt(fmax(0.0, a.x - a.e)));
-}
 
 /* Of an element: the weight and up to three states. */
 struct element {

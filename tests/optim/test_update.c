@@ -22,6 +22,7 @@ enum { N_TENSORS = sizeof TENSORS / sizeof TENSORS[0] };
 
 static struct layout *layout;
 static const struct optim_rule *adamw;
+static struct optim_setup *setup;
 static size_t n_unit; /* with padding for up to 3 ranks */
 
 static const struct optim_hyper hyper = {
@@ -39,7 +40,13 @@ struct state {
 
 static void build_layout(void)
 {
+    struct optim_group group = {.match = "*", .hyper = hyper, .lr_scale = 1};
+    const struct master_codec *master = NULL;
+
     cr_assert_eq(optim_find("adamw", &adamw), SHOAL_OK);
+    cr_assert_eq(codec_find("fp32", &group.state), SHOAL_OK);
+    cr_assert_eq(master_codec_find("fp32", &master), SHOAL_OK);
+    group.rule = adamw;
     cr_assert_eq(layout_create(&layout), SHOAL_OK);
     cr_assert_eq(layout_add_unit(layout, "block.0"), SHOAL_OK);
     for (int i = 0; i < N_TENSORS; i++) {
@@ -50,10 +57,12 @@ static void build_layout(void)
         cr_assert_eq(layout_add_tensor(layout, &tensor), SHOAL_OK);
     }
     n_unit = (size_t)layout->units[UNIT].n_elements + 3 * QUANTUM;
+    cr_assert_eq(optim_setup_create(layout, &group, 1, master, &setup), SHOAL_OK);
 }
 
 static void free_layout(void)
 {
+    optim_setup_destroy(setup);
     layout_destroy(layout);
 }
 
@@ -104,12 +113,16 @@ static struct optim_refs refs_from(const struct state *s, int64_t begin)
 {
     const size_t at = (size_t)begin;
 
-    return (struct optim_refs){
+    struct optim_refs refs = {
         .grad = slot_at(s->slots[0], 4 * at),
         .master = slot_at(s->slots[1], 4 * at),
-        .states = {slot_at(s->slots[2], 4 * at), slot_at(s->slots[3], 4 * at)},
         .param = slot_at(s->slots[4], 2 * at),
+        .kinds = {slot_at(s->slots[2], 4 * at), slot_at(s->slots[3], 4 * at)},
     };
+
+    for (int kind = 2; kind < OPTIM_MAX_KINDS; kind++)
+        refs.kinds[kind] = SLOT_NONE;
+    return refs;
 }
 
 static void assert_same_bytes(const struct state *got, const struct state *want)
@@ -132,7 +145,7 @@ static void update_plainly(struct state *s, const struct optim_step *step)
             .param = s->param + offset,
         };
 
-        adamw->kernel_scalar(&step->scalars, &extent);
+        adamw->kernel_scalar(&step->scalars[0], &extent);
     }
 }
 
@@ -153,7 +166,7 @@ static void update_by_schedule(struct state *s, const struct optim_step *step, i
         for (int64_t begin = shard.begin; begin < shard.end; begin += chunk) {
             const int64_t end = begin + chunk < shard.end ? begin + chunk : shard.end;
 
-            cr_assert_eq(optim_op_update(sched, pool, adamw, layout, UNIT, index++, shard,
+            cr_assert_eq(optim_op_update(sched, pool, setup, UNIT, index++, shard,
                                          (struct shard){begin, end}, &refs, step),
                          SHOAL_OK, "%s", shoal_last_error());
         }
@@ -165,7 +178,10 @@ static void update_by_schedule(struct state *s, const struct optim_step *step, i
 
 static struct optim_step step_now(void)
 {
-    return (struct optim_step){.scalars = adamw->scalars(&hyper, STEP), .grad_scale = 0.3f};
+    struct optim_step step = {.grad_scale = 0.3f};
+
+    optim_step_begin(setup, hyper.lr, 1, STEP, &step);
+    return step;
 }
 
 Test(update, gives_the_same_bytes_for_all_shards_chunks_and_threads)
@@ -236,27 +252,27 @@ Test(update, refuses_missing_and_short_slots_and_ranges_outside_the_slice)
     cr_assert_eq(sched_create("test", s.plan, &sched), SHOAL_OK);
 
     struct optim_refs refs = refs_from(&s, 0);
-    refs.states[1] = SLOT_NONE;
-    cr_assert_eq(optim_op_update(sched, pool, adamw, layout, UNIT, 0, all, all, &refs, &step),
+    refs.kinds[1] = SLOT_NONE;
+    cr_assert_eq(optim_op_update(sched, pool, setup, UNIT, 0, all, all, &refs, &step),
                  SHOAL_ERR_INTERNAL);
     cr_assert_not_null(strstr(shoal_last_error(), "exp_avg_sq"));
 
     refs = refs_from(&s, (int64_t)n_unit / 2);
-    cr_assert_eq(optim_op_update(sched, pool, adamw, layout, UNIT, 0, all, all, &refs, &step),
+    cr_assert_eq(optim_op_update(sched, pool, setup, UNIT, 0, all, all, &refs, &step),
                  SHOAL_ERR_INTERNAL);
     cr_assert_not_null(strstr(shoal_last_error(), "holds"));
 
     refs = refs_from(&s, 0);
-    cr_assert_eq(optim_op_update(sched, pool, adamw, layout, UNIT, 0, all,
-                                 (struct shard){0, all.end + 1}, &refs, &step),
+    cr_assert_eq(optim_op_update(sched, pool, setup, UNIT, 0, all, (struct shard){0, all.end + 1},
+                                 &refs, &step),
                  SHOAL_ERR_INTERNAL);
     cr_assert_eq(sched_count(sched), 0);
 
     struct optim_rule matrix_rule = *adamw;
     matrix_rule.needs = OPTIM_NEEDS_MATRIX;
-    cr_assert_eq(
-        optim_op_update(sched, pool, &matrix_rule, layout, UNIT, 0, all, all, &refs, &step),
-        SHOAL_ERR_CONFIG);
+    setup->tensors[1].rule = &matrix_rule;
+    cr_assert_eq(optim_op_update(sched, pool, setup, UNIT, 0, all, all, &refs, &step),
+                 SHOAL_ERR_CONFIG);
 
     sched_destroy(sched);
     pool_destroy(pool);
@@ -275,8 +291,7 @@ Test(update, names_its_slots_and_bytes_for_the_planner)
     cr_assert_eq(pool_create(1, -1, &pool), SHOAL_OK);
     cr_assert_eq(sched_create("test", s.plan, &sched), SHOAL_OK);
     const struct optim_refs refs = refs_from(&s, 0);
-    cr_assert_eq(optim_op_update(sched, pool, adamw, layout, UNIT, 3, all, all, &refs, &step),
-                 SHOAL_OK);
+    cr_assert_eq(optim_op_update(sched, pool, setup, UNIT, 3, all, all, &refs, &step), SHOAL_OK);
 
     const struct op *op = sched_op(sched, 0);
     cr_assert_eq(op->kind, OP_UPDATE);

@@ -128,19 +128,25 @@ static shoal_status check_bulk(struct comm *comm, int round)
     return SHOAL_OK;
 }
 
+/* Lengths around the pieces that an all-reduce is cut into, and none at all. */
 static shoal_status check_all_reduce(struct comm *comm)
 {
+    enum { MOST = 10001 };
+    static const size_t lengths[] = {0, 1, 4096, 4097, MOST};
+    static int64_t values[MOST + 1];
     int R = comm_size(comm), rank = comm_rank(comm);
-    int64_t values[4096];
 
-    for (int64_t i = 0; i < 4096; i++)
-        values[i] = (i - 2000) * 0x123456789ab * (rank + 1);
-    SHOAL_TRY(comm_all_reduce_i64(comm, values, 4096));
-    for (int64_t i = 0; i < 4096; i++)
-        CHECK(values[i] == (i - 2000) * 0x123456789ab * (R * (R + 1) / 2),
-              "all-reduce: element %d is %lld", (int)i, (long long)values[i]);
-    CHECK(comm_all_reduce_i64(comm, values, 4097) == SHOAL_ERR_INTERNAL,
-          "all-reduce takes more than it promises");
+    for (size_t k = 0; k < sizeof lengths / sizeof lengths[0]; k++) {
+        size_t n = lengths[k];
+
+        for (int64_t i = 0; i <= MOST; i++)
+            values[i] = (i - 2000) * 0x123456789ab * (rank + 1);
+        SHOAL_TRY(comm_all_reduce_i64(comm, values, n));
+        for (int64_t i = 0; i <= MOST; i++)
+            CHECK(values[i] ==
+                      (i - 2000) * 0x123456789ab * ((size_t)i < n ? R * (R + 1) / 2 : rank + 1),
+                  "all-reduce of %zu: element %d is %lld", n, (int)i, (long long)values[i]);
+    }
     return SHOAL_OK;
 }
 
@@ -218,24 +224,31 @@ static shoal_status check_ledger(struct comm *comm)
     return SHOAL_OK;
 }
 
+enum { N_COUNTS = 5000 };
+
 /* A schedule that reduces a gradient and gathers the result gives every rank the full sum. */
 static shoal_status run_schedule(struct comm *comm, struct plan *plan, struct schedule **sched)
 {
     enum { N = 512 };
-    int R = comm_size(comm), grad, shard, full;
+    int R = comm_size(comm), grad, shard, full, counts;
     size_t shard_bytes = N * sizeof(float);
-    float shard_memory[N];
+    static _Alignas(4096) char memory[4096 + N_COUNTS * sizeof(int64_t)];
 
     SHOAL_TRY(plan_slot(plan, "grad", PLAN_GRAD, SPACE_WINDOW, (size_t)R * shard_bytes, &grad));
     SHOAL_TRY(plan_slot(plan, "shard", PLAN_GRAD, SPACE_PRIVATE, shard_bytes, &shard));
     SHOAL_TRY(plan_slot(plan, "full", PLAN_PARAM, SPACE_SHARED, (size_t)R * shard_bytes, &full));
+    SHOAL_TRY(plan_slot(plan, "counts", PLAN_SCRATCH, SPACE_PRIVATE, N_COUNTS * sizeof(int64_t),
+                        &counts));
     plan_bind(plan, SPACE_WINDOW, comm_window_own(comm));
     plan_bind(plan, SPACE_SHARED, comm_window_shared(comm));
-    plan_bind(plan, SPACE_PRIVATE, shard_memory);
+    plan_bind(plan, SPACE_PRIVATE, memory);
     SHOAL_TRY(sched_create("test", plan, sched));
     SHOAL_TRY(comm_op_reduce(*sched, comm, 0, -1, slot_at(grad, 0), slot_at(shard, 0), N));
     SHOAL_TRY(comm_op_gather(*sched, comm, OP_PUBLISH, 0, -1, slot_at(shard, 0), slot_at(full, 0),
                              N, DTYPE_F32));
+    SHOAL_TRY(comm_op_all_reduce_i64(*sched, comm, -1, slot_at(counts, 0), N_COUNTS));
+    CHECK(sched_op(*sched, 2)->n_slots == 1 && sched_op(*sched, 2)->lane == LANE_COMM,
+          "the all-reduce does not say what it changes");
     CHECK(sched_op(*sched, 1)->n_deps == 1, "the gather does not wait for the reduce");
     CHECK(sched_op(*sched, 0)->bytes == (uint64_t)(R - 1) * shard_bytes, "bytes of the reduce");
 
@@ -244,7 +257,13 @@ static shoal_status run_schedule(struct comm *comm, struct plan *plan, struct sc
 
     for (size_t i = 0; i < (size_t)R * N; i++)
         values[i] = element(comm_rank(comm), i, N);
+    int64_t *count = plan_ptr(plan, counts, 0);
+
+    for (int64_t i = 0; i < N_COUNTS; i++)
+        count[i] = i * (comm_rank(comm) + 1);
     SHOAL_TRY(exec_run(*sched));
+    for (int64_t i = 0; i < N_COUNTS; i++)
+        CHECK(count[i] == i * R * (R + 1) / 2, "schedule: count %d is wrong", (int)i);
     for (size_t i = 0; i < (size_t)R * N; i++)
         CHECK(is_right_sum(sums[i], R, i, N), "schedule: element %zu is %a", i, (double)sums[i]);
     return comm_barrier(comm);

@@ -1,0 +1,281 @@
+/*
+ * shoal bench optim: updates of one matrix, in the cache with one thread and streaming through
+ * memory with all, against a copy with the same threads in the same run.
+ */
+#include "launch/cli/cli_internal.h"
+#include "optim/optim.h"
+#include "runtime/base/arena.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/host.h"
+#include "runtime/base/rng.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum {
+    CACHED_ELEMENTS = 16 * 1024,
+    CACHED_UPDATES = 64, /* in one schedule, so that starting it does not count */
+    COLUMNS = 1024,
+    MIB_ELEMENTS = 1 << 20
+};
+
+struct bench {
+    const char *rule, *state, *master;
+    int repeats;
+    double copy_rate; /* bytes per second, read and written */
+};
+
+/* One matrix with everything that its update touches. */
+struct matrix {
+    struct layout *layout;
+    struct optim_setup *setup;
+    struct plan *plan;
+    void *memory;
+    size_t n_bytes;
+    struct pool *pool;
+    struct schedule *sched;
+    struct optim_refs refs;
+    struct optim_step step;
+    uint64_t bytes; /* read and written by one update */
+};
+
+static shoal_status make_setup(struct matrix *m, const struct bench *bench)
+{
+    const struct master_codec *master = NULL;
+    struct optim_group group = {.match = "*", .lr_scale = 1, .state_forced = true};
+
+    group.hyper = (struct optim_hyper){.beta1 = 0.9,
+                                       .beta2 = 0.95,
+                                       .eps = 1e-8,
+                                       .weight_decay = 0.1,
+                                       .momentum = 0.9,
+                                       .beta3 = 0.9999,
+                                       .alpha = 5,
+                                       .gamma = 0.025};
+    SHOAL_TRY(optim_find(bench->rule, &group.rule));
+    SHOAL_TRY(codec_find(bench->state, &group.state));
+    SHOAL_TRY(master_codec_find(bench->master, &master));
+    return optim_setup_create(m->layout, &group, 1, master, &m->setup);
+}
+
+static shoal_status make_layout(struct matrix *m, int64_t n)
+{
+    struct tensor tensor = {.name = "matrix",
+                            .role = ROLE_UP,
+                            .ndim = 2,
+                            .shape = {n / COLUMNS, COLUMNS},
+                            .decay = true};
+
+    SHOAL_TRY(layout_create(&m->layout));
+    SHOAL_TRY(layout_add_unit(m->layout, "unit"));
+    return layout_add_tensor(m->layout, &tensor);
+}
+
+static shoal_status slot(struct matrix *m, size_t n_bytes, struct slot_ref *out)
+{
+    int id = -1;
+
+    *out = SLOT_NONE;
+    if (n_bytes == 0)
+        return SHOAL_OK;
+    SHOAL_TRY(plan_slot(m->plan, "bench", PLAN_OPTIM, SPACE_PRIVATE, n_bytes, &id));
+    *out = slot_at(id, 0);
+    return SHOAL_OK;
+}
+
+static shoal_status make_slots(struct matrix *m, int64_t n)
+{
+    const struct shard all = {0, n};
+    const size_t bits = (size_t)m->setup->master->bits;
+
+    SHOAL_TRY(plan_create(&m->plan));
+    SHOAL_TRY(slot(m, (size_t)n * sizeof(float), &m->refs.grad));
+    SHOAL_TRY(slot(m, (size_t)n * bits / 8, &m->refs.master));
+    SHOAL_TRY(slot(m, (size_t)n * sizeof(bf16_t), &m->refs.param));
+    for (int kind = 0; kind < OPTIM_MAX_KINDS; kind++)
+        SHOAL_TRY(slot(m, kind < m->setup->n_kinds ? optim_kind_bytes(m->setup, 0, kind, all) : 0,
+                       &m->refs.kinds[kind]));
+    m->n_bytes = plan_space_bytes(m->plan, SPACE_PRIVATE);
+    SHOAL_TRY(pages_alloc("bench optim", m->n_bytes, &m->memory));
+    memset(m->memory, 0, m->n_bytes);
+    plan_bind(m->plan, SPACE_PRIVATE, m->memory);
+    return SHOAL_OK;
+}
+
+static void matrix_fini(struct matrix *m)
+{
+    sched_destroy(m->sched);
+    pool_destroy(m->pool);
+    if (m->memory != NULL)
+        pages_free(m->memory, m->n_bytes);
+    plan_destroy(m->plan);
+    optim_setup_destroy(m->setup);
+    layout_destroy(m->layout);
+}
+
+static shoal_status matrix_init(struct matrix *m, const struct bench *bench, int64_t n, int threads,
+                                int n_updates)
+{
+    const struct shard all = {0, n};
+
+    *m = (struct matrix){.step.grad_scale = 1};
+    SHOAL_TRY(make_layout(m, n));
+    SHOAL_TRY(make_setup(m, bench));
+    SHOAL_TRY(make_slots(m, n));
+    SHOAL_TRY(pool_create(threads, 0, &m->pool));
+    SHOAL_TRY(sched_create("bench", m->plan, &m->sched));
+    for (int i = 0; i < n_updates; i++)
+        SHOAL_TRY(optim_op_update(m->sched, m->pool, m->setup, 0, i, all, all, &m->refs, &m->step));
+    rng_fill_normal(1, 1, 0, 0, (size_t)n, 0.01f, plan_ref(m->plan, m->refs.grad));
+    optim_step_begin(m->setup, 1e-3, 1, 1, &m->step);
+    m->bytes = sched_op(m->sched, 0)->bytes;
+    return exec_prepare(m->sched);
+}
+
+/* Best seconds of one update; *bytes_out: what it reads and writes. */
+static shoal_status best_seconds(const struct bench *bench, int64_t n, int threads, int n_updates,
+                                 double *seconds_out, double *bytes_out)
+{
+    struct matrix m;
+    double best = 1e30;
+    shoal_status status = matrix_init(&m, bench, n, threads, n_updates);
+
+    for (int i = 0; status == SHOAL_OK && i < bench->repeats + 2; i++) {
+        const double start = clock_seconds();
+        status = exec_run(m.sched);
+        const double seconds = (clock_seconds() - start) / n_updates;
+        best = i >= 2 && seconds < best ? seconds : best;
+    }
+    *seconds_out = best;
+    *bytes_out = (double)m.bytes;
+    matrix_fini(&m);
+    return status;
+}
+
+struct copy {
+    char *dst;
+    const char *src;
+    size_t n_bytes;
+};
+
+static void copy_part(void *arg, size_t part, int thread)
+{
+    const struct copy *copy = arg;
+
+    (void)thread;
+    memcpy(copy->dst + part * copy->n_bytes, copy->src + part * copy->n_bytes, copy->n_bytes);
+}
+
+static shoal_status measure_copy(struct bench *bench, int64_t mib, int threads)
+{
+    const size_t n = (size_t)mib << 20, parts = (size_t)threads;
+    struct pool *pool = NULL;
+    void *memory = NULL;
+    double best = 1e30;
+
+    SHOAL_TRY(pool_create(threads, 0, &pool));
+    shoal_status status = pages_alloc("bench optim", 2 * n, &memory);
+    if (status == SHOAL_OK) {
+        struct copy copy = {memory, (const char *)memory + n, n / parts};
+
+        memset(memory, 1, 2 * n);
+        for (int i = 0; i < bench->repeats + 2; i++) {
+            const double start = clock_seconds();
+            pool_run(pool, parts, copy_part, &copy);
+            const double seconds = clock_seconds() - start;
+            best = seconds < best ? seconds : best;
+        }
+        bench->copy_rate = 2 * (double)n / best;
+        pages_free(memory, 2 * n);
+    }
+    pool_destroy(pool);
+    return status;
+}
+
+/* 4.8 TB/s is the H200's published memory bandwidth: a prediction, and it says so. */
+static const double h200_bytes_per_second = 4.8e12;
+
+static shoal_status measure(const struct bench *bench, int64_t elements, int threads)
+{
+    double cached = 0, streamed = 0, bytes = 0;
+
+    SHOAL_TRY(best_seconds(bench, CACHED_ELEMENTS, 1, CACHED_UPDATES, &cached, &bytes));
+    SHOAL_TRY(best_seconds(bench, elements, threads, 1, &streamed, &bytes));
+    printf("%-11s %-6s %-8s %6.2f B %8.3f ns %6.2f G/s %9.3f ns %7.1f GB/s %4.0f %% %9.2f ms\n",
+           bench->rule, bench->state, bench->master, bytes / (double)elements,
+           1e9 * cached / CACHED_ELEMENTS, 1e-9 * CACHED_ELEMENTS / cached,
+           1e9 * streamed / (double)elements, 1e-9 * bytes / streamed,
+           100 * bytes / streamed / bench->copy_rate,
+           1e3 * bytes / (double)elements * 1e9 / h200_bytes_per_second);
+    return SHOAL_OK;
+}
+
+static shoal_status run_all(struct bench *bench, const struct command_line *line, int64_t elements,
+                            int threads)
+{
+    static const char *const rules[] = {"adamw", "lion", "adam", "adam_atan2", "ademamix",
+                                        "adopt", "mars", "sgd",  NULL};
+    static const char *const states[] = {"fp32", "bf16", "int8", "int4", "bnb8", "fp8", NULL};
+    static const char *const masters[] = {"fp32", "split16", "ecc8", "bf16sr", NULL};
+    const char *rule = option_text(line, "rule"), *state = option_text(line, "state");
+    const char *master = option_text(line, "master");
+    const bool all = option_is_set(line, "all");
+
+    for (int r = 0; rules[r] != NULL; r++)
+        for (int s = 0; states[s] != NULL; s++)
+            for (int w = 0; masters[w] != NULL; w++) {
+                bench->rule = rule != NULL ? rule : rules[r];
+                bench->state = state != NULL ? state : states[s];
+                bench->master = master != NULL ? master : masters[w];
+                /* By default: every rule with fp32, and adamw and lion with everything. */
+                if ((rule != NULL && r > 0) || (state != NULL && s > 0) ||
+                    (master != NULL && w > 0))
+                    continue;
+                if (!all && rule == NULL && r > 1 && s + w > 0)
+                    continue;
+                SHOAL_TRY(measure(bench, elements, threads));
+            }
+    return SHOAL_OK;
+}
+
+static shoal_status run_bench_optim(const struct command_line *line)
+{
+    int64_t mib = 32, repeats = 10, threads = host_cpus();
+    struct bench bench = {0};
+
+    SHOAL_TRY(option_int(line, "elements", 1, 4096, &mib));
+    SHOAL_TRY(option_int(line, "repeats", 1, 1000, &repeats));
+    SHOAL_TRY(option_int(line, "threads", 1, 1024, &threads));
+    bench.repeats = (int)repeats;
+    SHOAL_TRY(measure_copy(&bench, mib * 4, (int)threads));
+    printf("copy with %d thread(s): %.1f GB/s read and written, best of %d\n", (int)threads,
+           1e-9 * bench.copy_rate, bench.repeats);
+    printf("cached: %d elements, 1 thread; streaming: %lld Mi elements, %d thread(s); H200: "
+           "predicted for 1e9 parameters from bytes at 4.8 TB/s\n",
+           (int)CACHED_ELEMENTS, (long long)mib, (int)threads);
+    printf("%-11s %-6s %-8s %8s %11s %10s %12s %12s %6s %12s\n", "rule", "state", "master", "moved",
+           "cached", "", "streaming", "", "copy", "H200");
+    return run_all(&bench, line, mib * MIB_ELEMENTS, (int)threads);
+}
+
+static const struct option options[] = {
+    {"rule", 0, "NAME", "only this rule"},
+    {"state", 0, "NAME", "only this codec of the state"},
+    {"master", 0, "NAME", "only this codec of the weights"},
+    {"all", 0, NULL, "every rule with every codec"},
+    {"elements", 0, "N", "Mi elements of the streaming matrix (32)"},
+    {"repeats", 0, "N", "passes; the best one counts (10)"},
+    {"threads", 0, "N", "threads of the streaming passes (all cores)"},
+    {.name = NULL},
+};
+
+const struct command command_bench_optim = {
+    .path = "bench optim",
+    .purpose = "Optimizer updates per rule and codec, in the cache and streaming, against a copy.",
+    .notes = "Bytes moved count the fp32 gradient, the bf16 weight, the master weight and the "
+             "state, read and written.",
+    .examples = {"shoal bench optim", "shoal bench optim --rule lion --state int8 --master ecc8"},
+    .options = options,
+    .max_args = 0,
+    .run = run_bench_optim,
+};

@@ -1,0 +1,94 @@
+#pragma once
+
+#include "runtime/base/dtype.h"
+#include "runtime/base/isa.h"
+#include "runtime/base/status.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+/*
+ * Codecs: how optimizer states and master weights are kept between steps.  Rules work on fp32; the
+ * update decodes a tile of a tensor, runs the rule on it and encodes it again.
+ *
+ * Blocks of elements that share a scale are anchored at the start of a tensor and divide its
+ * quantum, so codes and scales of a tensor depend on neither shards nor tiles.  Codes and scales
+ * are two arrays, "planes".  All functions are pure, run on the calling thread and work on extents
+ * that start at a quantum of a tensor; where a tensor ends, so does its last block, and bytes
+ * behind the last element are neither read nor written.  Planes of zero bytes decode to zeros:
+ * the state of step 0.
+ *
+ * The state codecs; n-bit codes, one scale per block.  The format of each stands at the top of its
+ * kernels' file.
+ *
+ *     fp32    32           as is
+ *     bf16    16           rounded to nearest even
+ *     int8     8  block 32 softsign of the signed, root of the unsigned
+ */
+
+/* CODEC_UNSIGNED: second moments.  Formats with blocks take a value below zero there for zero. */
+enum codec_sign { CODEC_SIGNED, CODEC_UNSIGNED };
+
+/* `codes`, `scales`: the planes from a quantum's boundary on.  Every NaN in x is 0x7fc00000. */
+typedef void codec_decode_fn(const void *codes, const void *scales, size_t n, float *x);
+typedef void codec_encode_fn(const float *x, size_t n, void *codes, void *scales);
+
+struct optim_codec {
+    const char *name;
+    int bits;                   /* of an element's code */
+    int block;                  /* elements per scale, a divisor of QUANTUM; 0: no scales */
+    int scale_bytes;            /* of one scale */
+    codec_decode_fn *decode[2]; /* by enum codec_sign; the fastest for this CPU */
+    codec_encode_fn *encode[2];
+};
+
+/* The codec called `name`, or SHOAL_ERR_CONFIG with the nearest match. */
+shoal_status codec_find(const char *name, const struct optim_codec **codec_out);
+
+/* The name of codec `i` of the table, in the order above; NULL behind the last. */
+const char *codec_name(int i);
+
+/* Bytes that the codes and the scales of n elements take; a short last block has a scale too. */
+size_t codec_code_bytes(const struct optim_codec *codec, size_t n);
+size_t codec_scale_bytes(const struct optim_codec *codec, size_t n);
+
+/* The form for an instruction set, all of the same bytes; NULL if this CPU does not have it. */
+codec_decode_fn *codec_decode_for(const struct optim_codec *codec, enum codec_sign sign,
+                                  enum isa isa);
+codec_encode_fn *codec_encode_for(const struct optim_codec *codec, enum codec_sign sign,
+                                  enum isa isa);
+
+/*
+ * Master weights: `hi` is the bf16 weight that compute reads, `low` what the master has beyond it.
+ *
+ *     fp32     32   low is the weight itself, hi is it rounded to nearest even
+ *     split16  16   lossless: the fp32 weight cut in two
+ *     ecc8      8   24 bits in all: the weight rounded to 16 bits of significand
+ *     bf16sr    0   the weight rounded stochastically, nothing else is kept
+ *
+ * Extents may start at any element.
+ */
+typedef void master_decode_fn(const bf16_t *hi, const void *low, size_t n, float *x);
+
+/* `key` from master_key, `first_element` the index of x[0] in its tensor: for bf16sr only. */
+typedef void master_encode_fn(const float *x, size_t n, uint64_t key, uint64_t first_element,
+                              bf16_t *hi, void *low);
+
+struct master_codec {
+    const char *name;
+    int bits; /* of `low` per element; 0: none, low may be NULL */
+    master_decode_fn *decode;
+    master_encode_fn *encode;
+};
+
+/* The codec of master weights called `name`, or SHOAL_ERR_CONFIG with the nearest match. */
+shoal_status master_codec_find(const char *name, const struct master_codec **codec_out);
+
+/* The name of master codec `i`, in the order above; NULL behind the last. */
+const char *master_codec_name(int i);
+
+/* Words 0 and (the high half) 1 of rng_block(seed, RNG_STREAM_ROUNDING, step, tensor). */
+uint64_t master_key(uint64_t seed, int64_t step, uint64_t tensor);
+
+master_decode_fn *master_decode_for(const struct master_codec *codec, enum isa isa);
+master_encode_fn *master_encode_for(const struct master_codec *codec, enum isa isa);

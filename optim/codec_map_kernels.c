@@ -1,0 +1,152 @@
+#include "optim/codec_kernel.h"
+#include "optim/codec_map.h"
+
+/*
+ * Formats of other libraries: codes number the values of a sorted map (codec_map.c), an fp32 scale
+ * per block, value = map[code] * scale, code = search(value / scale).
+ *
+ * "bnb8" (bitsandbytes, blockwise CUDA kernels): a byte per element, blocks of 256, scale = the
+ * largest magnitude, NaNs aside.  Nearest code, ties to the even code.  Codes of state 1 keep the
+ * sign of the value: a negative one too small for the map becomes its smallest, -5.5e-7, and so
+ * does -0.  As there is no -1, a block's largest magnitude, if negative, shrinks to 0.99297 of
+ * itself at each step; an average that it leads is too small by 6 % at beta 0.9 and 41 % at 0.99.
+ * x = NaN (0 / 0 in a block of zeros) has code 0, moved by the rule of signs to 255, or to 1 if the
+ * value is positive.  The division is IEEE's, of which theirs is an approximation to 2 ulp.
+ *
+ * "ao8" (torchao): as above in memory, but scale = max(largest magnitude, 1e-12), NaN if there is
+ * one, and codes are nearest by x - below >= half the gap, in fp32: ties go up.
+ *
+ * "ao4" (torchao): the same on 16 values, blocks of 128, the first of two elements in the high half
+ * of a byte.
+ *
+ * "lpmm4" (Li et al., arXiv 2309.01507): 16 values, blocks of 128, the first of two elements in the
+ * low half of a byte, scale = largest magnitude, NaNs aside; nearest, ties to the lower code, NaN
+ * to code 0.  (Their rank-1 scales of second moments are not here: they need the largest of whole
+ * rows and columns.)
+ *
+ * Half a byte without an element is zero.
+ */
+
+enum { MAX_BLOCK = 256 };
+
+struct map_form {
+    enum map_kind kind;
+    enum codec_sign sign;
+    int bits;
+    size_t block;
+    enum nibble_order order;
+};
+
+OPTIM_INLINE float find_scale(struct map_form form, const float *restrict x, size_t n)
+{
+    const bool ao = form.kind == MAP_AO8 || form.kind == MAP_AO4;
+    uint32_t largest = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
+        const uint32_t number = 0u - ((magnitude - INFINITY_BITS - 1u) >> 31); /* all ones if one */
+
+        largest = max_bits(largest, ao ? magnitude : magnitude & number);
+    }
+    if (largest > INFINITY_BITS)
+        return float_of(NAN_BITS);
+    return ao && float_of(largest) < 1e-12f ? 1e-12f : float_of(largest);
+}
+
+/* The code of what has no place among numbers. */
+OPTIM_INLINE uint32_t code_of_nan(struct map_form form, uint32_t value_bits)
+{
+    if (form.kind != MAP_BNB8 || form.sign != CODEC_SIGNED)
+        return 0;
+    return value_bits >> 31 == 1 ? 0u : value_bits == INFINITY_BITS ? 1u : 255u;
+}
+
+OPTIM_INLINE void find_codes(struct map_form form, const struct map_steps *restrict steps,
+                             const float *restrict x, size_t n, float scale,
+                             uint32_t *restrict codes)
+{
+    const uint32_t least = steps->least;
+    const uint32_t shift = (uint32_t)steps->shift;
+    const uint32_t cells = steps->cells;
+    const uint32_t *restrict cell = steps->cell;
+
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t bits = bits_of(x[i] / scale);
+        const uint32_t magnitude = bits & 0x7fffffffu;
+        const uint32_t above = max_bits(magnitude, least);
+        const uint32_t place = above < 0x3f800000u ? above : 0x3f800000u;
+        const uint32_t negative = 0u - (bits >> 31);
+        const uint32_t entry = cell[((place - least) >> shift) + (cells & negative)];
+        const uint32_t further = (place & ((1u << shift) - 1u)) >= (entry & 0xffffffu) ? 1u : 0u;
+        const uint32_t code = (entry >> 24) + ((further ^ negative) - negative);
+
+        codes[i] = magnitude > INFINITY_BITS ? code_of_nan(form, bits_of(x[i])) : code;
+    }
+}
+
+OPTIM_INLINE void encode_blocks(struct map_form form, const float *restrict x, size_t n,
+                                uint8_t *restrict codes, float *restrict scales)
+{
+    const struct map_steps *steps = &codec_maps[form.kind][form.sign].steps;
+    uint32_t words[MAX_BLOCK];
+
+    for (size_t at = 0; at < n; at += form.block) {
+        const size_t count = n - at < form.block ? n - at : form.block;
+        const float scale = find_scale(form, x + at, count);
+
+        scales[at / form.block] = scale;
+        find_codes(form, steps, x + at, count, scale, words);
+        if (form.bits == 8)
+            narrow(words, count, codes + at);
+        else
+            narrow_nibbles(form.order, words, count, codes + at / 2);
+    }
+}
+
+OPTIM_INLINE void decode_blocks(struct map_form form, const uint8_t *restrict codes,
+                                const float *restrict scales, size_t n, float *restrict x)
+{
+    const float *values = codec_maps[form.kind][form.sign].values;
+    uint32_t words[MAX_BLOCK];
+
+    for (size_t at = 0; at < n; at += form.block) {
+        const size_t count = n - at < form.block ? n - at : form.block;
+        const float scale = scales[at / form.block];
+
+        if (form.bits == 8) {
+            for (size_t i = 0; i < count; i++)
+                x[at + i] = values[codes[at + i]] * scale;
+        } else {
+            widen_nibbles(form.order, codes + at / 2, count, words);
+            look_up_16(values, words, count, scale, x + at);
+        }
+        for (size_t i = at; i < at + count; i++)
+            x[i] = one_nan(x[i]);
+    }
+}
+
+#define CODEC_MAP_KERNELS(name, suffix, kind, sign, bits, block, order)                            \
+    void ISA_NAME(codec_##name##_encode_##suffix)(const float *x, size_t n, void *codes,           \
+                                                  void *scales)                                    \
+    {                                                                                              \
+        const struct map_form form = {kind, sign, bits, block, order};                             \
+                                                                                                   \
+        encode_blocks(form, x, n, codes, scales);                                                  \
+    }                                                                                              \
+                                                                                                   \
+    void ISA_NAME(codec_##name##_decode_##suffix)(const void *codes, const void *scales, size_t n, \
+                                                  float *x)                                        \
+    {                                                                                              \
+        const struct map_form form = {kind, sign, bits, block, order};                             \
+                                                                                                   \
+        decode_blocks(form, codes, scales, n, x);                                                  \
+    }
+
+CODEC_MAP_KERNELS(bnb8, signed, MAP_BNB8, CODEC_SIGNED, 8, 256, FIRST_LOW)
+CODEC_MAP_KERNELS(bnb8, unsigned, MAP_BNB8, CODEC_UNSIGNED, 8, 256, FIRST_LOW)
+CODEC_MAP_KERNELS(ao8, signed, MAP_AO8, CODEC_SIGNED, 8, 256, FIRST_LOW)
+CODEC_MAP_KERNELS(ao8, unsigned, MAP_AO8, CODEC_UNSIGNED, 8, 256, FIRST_LOW)
+CODEC_MAP_KERNELS(ao4, signed, MAP_AO4, CODEC_SIGNED, 4, 128, FIRST_HIGH)
+CODEC_MAP_KERNELS(ao4, unsigned, MAP_AO4, CODEC_UNSIGNED, 4, 128, FIRST_HIGH)
+CODEC_MAP_KERNELS(lpmm4, signed, MAP_LPMM4, CODEC_SIGNED, 4, 128, FIRST_LOW)
+CODEC_MAP_KERNELS(lpmm4, unsigned, MAP_LPMM4, CODEC_UNSIGNED, 4, 128, FIRST_LOW)

@@ -1,0 +1,198 @@
+#include "optim/optim_internal.h"
+#include "optim/tiles.h"
+
+#include <string.h>
+
+/*
+ * Sums over tensors, for rules that need them: each thread adds to limbs of its own, which are
+ * then added up.  They are integers, so no order or cut changes them.
+ */
+
+struct sums_arg {
+    const struct plan *plan;
+    struct pool *pool;
+    const struct optim_setup *setup;
+    const struct optim_step *step;
+    struct optim_refs refs;
+    int unit, pass;
+    size_t begin, end; /* this unit's limbs */
+    struct tile *tiles;
+    size_t n_tiles;
+};
+
+struct sums_job {
+    const struct sums_arg *arg;
+    struct tile_buffers buffers;
+    int64_t *limbs;
+};
+
+static struct optim_stats_step stats_step(const struct optim_step *step,
+                                          const struct optim_tensor *tensor)
+{
+    return (struct optim_stats_step){.scalars = step->scalars[tensor->scalars],
+                                     .grad_scale = step->grad_scale,
+                                     .grad_squares = step->grad_squares};
+}
+
+static void sum_tile(void *job_arg, size_t index, int thread)
+{
+    const struct sums_job *job = job_arg;
+    const struct sums_arg *arg = job->arg;
+    const struct tile *tile = &arg->tiles[index];
+    const struct optim_tensor *tensor = &arg->setup->tensors[tile->tensor];
+    float *vectors[STATS_MAX_VECTORS];
+    struct tile_piece piece;
+
+    if (tensor->stats == NULL || arg->pass >= tensor->rule->stats->n_passes ||
+        tensor->stats->n_limbs[arg->pass] == 0)
+        return;
+
+    const struct optim_stats_step step = stats_step(arg->step, tensor);
+    tile_vectors(&job->buffers, tile->tensor, vectors);
+    for (size_t at = 0; at < (size_t)tile->n; at += OPTIM_PIECE) {
+        const size_t left = (size_t)tile->n - at;
+        struct optim_extent extent =
+            tile_decode(&job->buffers, tile, at, left < OPTIM_PIECE ? left : OPTIM_PIECE, &piece);
+
+        extent.grad_scale = arg->step->grad_scale;
+        optim_stats_accumulate(tensor->stats, &step, arg->pass, &extent, tile->begin + (int64_t)at,
+                               (const float *const *)vectors,
+                               job->limbs + (size_t)thread * arg->setup->n_limbs +
+                                   tensor->limbs_at);
+    }
+}
+
+static shoal_status run_sums(const struct op *op)
+{
+    const struct sums_arg *arg = op->arg;
+    const size_t n_bytes = (arg->end - arg->begin) * sizeof(int64_t);
+    struct sums_job job = {.arg = arg, .limbs = plan_ref(arg->plan, arg->refs.limbs)};
+
+    tile_buffers_init(&job.buffers, arg->plan, arg->setup, &arg->refs);
+    for (int thread = 0; thread < pool_size(arg->pool); thread++)
+        memset(job.limbs + (size_t)thread * arg->setup->n_limbs + arg->begin, 0, n_bytes);
+    if (arg->step->skip)
+        return SHOAL_OK;
+    pool_run(arg->pool, arg->n_tiles, sum_tile, &job);
+    for (int thread = 1; thread < pool_size(arg->pool); thread++)
+        for (size_t i = arg->begin; i < arg->end; i++)
+            job.limbs[i] += job.limbs[(size_t)thread * arg->setup->n_limbs + i];
+    return SHOAL_OK;
+}
+
+static shoal_status run_finish(const struct op *op)
+{
+    const struct sums_arg *arg = op->arg;
+    const struct unit *unit = &arg->setup->layout->units[arg->unit];
+    int64_t *limbs = plan_ref(arg->plan, arg->refs.limbs);
+    struct tile_buffers buffers;
+
+    if (arg->step->skip)
+        return SHOAL_OK;
+    tile_buffers_init(&buffers, arg->plan, arg->setup, &arg->refs);
+    for (int t = unit->first_tensor; t < unit->first_tensor + unit->n_tensors; t++) {
+        const struct optim_tensor *tensor = &arg->setup->tensors[t];
+        float *vectors[STATS_MAX_VECTORS];
+
+        if (tensor->stats == NULL || arg->pass >= tensor->rule->stats->n_passes)
+            continue;
+        const struct optim_stats_step step = stats_step(arg->step, tensor);
+        tile_vectors(&buffers, t, vectors);
+        optim_stats_finish(tensor->stats, &step, arg->pass, limbs + tensor->limbs_at, vectors);
+    }
+    return SHOAL_OK;
+}
+
+/* The limbs of a unit's tensors lie together; false: there are none. */
+static bool unit_limbs(const struct optim_setup *setup, int unit, size_t *begin_out,
+                       size_t *end_out)
+{
+    const struct unit *u = &setup->layout->units[unit];
+    bool any = false;
+
+    for (int t = u->first_tensor; t < u->first_tensor + u->n_tensors; t++) {
+        const struct optim_tensor *tensor = &setup->tensors[t];
+        int64_t most = 0;
+
+        if (tensor->stats == NULL)
+            continue;
+        for (int pass = 0; pass < STATS_MAX_PASSES; pass++)
+            most = tensor->stats->n_limbs[pass] > most ? tensor->stats->n_limbs[pass] : most;
+        if (!any)
+            *begin_out = tensor->limbs_at;
+        *end_out = tensor->limbs_at + (size_t)most;
+        any = true;
+    }
+    return any;
+}
+
+static shoal_status append(struct schedule *sched, struct pool *pool, int pass,
+                           const struct sums_arg *like, op_run_fn *run)
+{
+    const struct optim_setup *setup = like->setup;
+    void *memory = NULL;
+
+    SHOAL_TRY(tile_check_ref(sched_plan(sched), like->refs.limbs, "limbs",
+                             (size_t)(pool == NULL ? 1 : pool_size(pool)) * setup->n_limbs *
+                                 sizeof(int64_t)));
+    SHOAL_TRY(tile_check_ref(sched_plan(sched), like->refs.vectors, "vectors",
+                             optim_vectors_bytes(setup, like->unit)));
+    SHOAL_TRY(sched_alloc(sched, sizeof *like, &memory));
+    memcpy(memory, like, sizeof *like);
+
+    struct op op = {.kind = OP_NORM,
+                    .lane = LANE_COMPUTE,
+                    .unit = like->unit,
+                    .index = pass,
+                    .run = run,
+                    .arg = memory};
+    op_uses(&op, like->refs.limbs, ACCESS_WRITE);
+    op_uses(&op, like->refs.vectors, run == run_finish ? ACCESS_WRITE : ACCESS_READ);
+    if (run == run_sums) {
+        op_uses(&op, like->refs.grad, ACCESS_READ);
+        op_uses(&op, like->refs.master, ACCESS_READ);
+        op_uses(&op, like->refs.param, ACCESS_READ);
+        for (int kind = 0; kind < setup->n_kinds; kind++)
+            op_uses(&op, like->refs.kinds[kind], ACCESS_READ);
+    }
+    return sched_append(sched, &op);
+}
+
+shoal_status optim_op_sums(struct schedule *sched, struct pool *pool,
+                           const struct optim_setup *setup, int unit, int pass,
+                           struct shard grad_origin, struct shard origin, struct shard range,
+                           const struct optim_refs *refs, const struct optim_step *step)
+{
+    struct sums_arg arg = {.plan = sched_plan(sched),
+                           .pool = pool,
+                           .setup = setup,
+                           .step = step,
+                           .refs = *refs,
+                           .unit = unit,
+                           .pass = pass};
+    void *memory = NULL;
+
+    if (!unit_limbs(setup, unit, &arg.begin, &arg.end))
+        return SHOAL_OK;
+    arg.n_tiles = tiles_cut(setup, unit, grad_origin, origin, range, NULL);
+    SHOAL_TRY(sched_alloc(sched, arg.n_tiles * sizeof(struct tile), &memory));
+    tiles_cut(setup, unit, grad_origin, origin, range, memory);
+    arg.tiles = memory;
+    return append(sched, pool, pass, &arg, run_sums);
+}
+
+shoal_status optim_op_sums_finish(struct schedule *sched, const struct optim_setup *setup, int unit,
+                                  int pass, const struct optim_refs *refs,
+                                  const struct optim_step *step)
+{
+    struct sums_arg arg = {.plan = sched_plan(sched),
+                           .setup = setup,
+                           .step = step,
+                           .refs = *refs,
+                           .unit = unit,
+                           .pass = pass};
+
+    if (!unit_limbs(setup, unit, &arg.begin, &arg.end))
+        return SHOAL_OK;
+    return append(sched, NULL, pass, &arg, run_finish);
+}

@@ -1,0 +1,168 @@
+#include "optim/tiles.h"
+
+enum { TILE_ELEMENTS = 64 * 1024 };
+
+/* Where the states of a tensor's element `begin` lie in the buffers of the slice `origin`. */
+static void place_states(const struct optim_setup *setup, struct shard origin, struct tile *tile)
+{
+    const int t = tile->tensor;
+    const struct optim_tensor *tensor = &setup->tensors[t];
+    const struct shard part = layout_tensor_part(&setup->layout->tensors[t], origin);
+    const int64_t n = tile->begin - part.begin;
+
+    for (int k = 0; k < tensor->rule->n_states; k++) {
+        tile->codes[k] = optim_kind_offset(setup, t, tensor->codes[k], origin) +
+                         optim_kind_tensor_bytes(setup, t, tensor->codes[k], n);
+        if (tensor->scales[k] >= 0)
+            tile->scales[k] = optim_kind_offset(setup, t, tensor->scales[k], origin) +
+                              optim_kind_tensor_bytes(setup, t, tensor->scales[k], n);
+    }
+}
+
+size_t tiles_cut(const struct optim_setup *setup, int unit, struct shard grad_origin,
+                 struct shard origin, struct shard range, struct tile *tiles)
+{
+    const struct unit *u = &setup->layout->units[unit];
+    size_t count = 0;
+
+    for (int t = u->first_tensor; t < u->first_tensor + u->n_tensors; t++) {
+        const struct tensor *tensor = &setup->layout->tensors[t];
+        const struct shard part = layout_tensor_part(tensor, range);
+
+        for (int64_t begin = part.begin; begin < part.end; begin += TILE_ELEMENTS, count++) {
+            const int64_t rest = part.end - begin;
+
+            if (tiles == NULL)
+                continue;
+            tiles[count] = (struct tile){
+                .tensor = t,
+                .n = (int32_t)(rest < TILE_ELEMENTS ? rest : TILE_ELEMENTS),
+                .begin = begin,
+                .at = tensor->offset + begin - origin.begin,
+                .grad_at = tensor->offset + begin - grad_origin.begin,
+            };
+            place_states(setup, origin, &tiles[count]);
+        }
+    }
+    return count;
+}
+
+void tile_buffers_init(struct tile_buffers *buffers, const struct plan *plan,
+                       const struct optim_setup *setup, const struct optim_refs *refs)
+{
+    *buffers = (struct tile_buffers){
+        .setup = setup,
+        .grad = plan_ref(plan, refs->grad),
+        .master = plan_ref(plan, refs->master),
+        .param = plan_ref(plan, refs->param),
+        .vectors = plan_ref(plan, refs->vectors),
+    };
+    for (int kind = 0; kind < setup->n_kinds; kind++)
+        buffers->kinds[kind] = plan_ref(plan, refs->kinds[kind]);
+}
+
+bool tile_in_place(const struct optim_setup *setup, const struct tile *tile)
+{
+    const struct optim_tensor *tensor = &setup->tensors[tile->tensor];
+    bool in_place = setup->master->bits == 32 && tensor->stats == NULL;
+
+    for (int k = 0; k < tensor->rule->n_states; k++)
+        in_place = in_place && tensor->codecs[k]->bits == 32;
+    return in_place;
+}
+
+/* `at` is a multiple of the quantum. */
+static void *codes_of(const struct tile_buffers *buffers, const struct tile *tile, int k, size_t at)
+{
+    const struct optim_tensor *tensor = &buffers->setup->tensors[tile->tensor];
+
+    return buffers->kinds[tensor->codes[k]] + tile->codes[k] +
+           codec_code_bytes(tensor->codecs[k], at);
+}
+
+static void *scales_of(const struct tile_buffers *buffers, const struct tile *tile, int k,
+                       size_t at)
+{
+    const struct optim_tensor *tensor = &buffers->setup->tensors[tile->tensor];
+
+    if (tensor->scales[k] < 0)
+        return NULL;
+    return buffers->kinds[tensor->scales[k]] + tile->scales[k] +
+           codec_scale_bytes(tensor->codecs[k], at);
+}
+
+static char *low_of(const struct tile_buffers *buffers, const struct tile *tile, size_t at)
+{
+    if (buffers->master == NULL)
+        return NULL;
+    return buffers->master + ((size_t)tile->at + at) * (size_t)buffers->setup->master->bits / 8;
+}
+
+struct optim_extent tile_decode(const struct tile_buffers *buffers, const struct tile *tile,
+                                size_t at, size_t n, struct tile_piece *piece)
+{
+    const struct optim_tensor *tensor = &buffers->setup->tensors[tile->tensor];
+    const struct optim_rule *rule = tensor->rule;
+    const struct master_codec *master = buffers->setup->master;
+    bf16_t *param = buffers->param == NULL ? NULL : buffers->param + (size_t)tile->at + at;
+    struct optim_extent extent = {
+        .n = n, .grad = buffers->grad + (size_t)tile->grad_at + at, .decay = tensor->decay};
+
+    for (int k = 0; k < rule->n_states; k++) {
+        const struct optim_codec *codec = tensor->codecs[k];
+
+        if (codec->bits == 32) {
+            extent.states[k] = codes_of(buffers, tile, k, at);
+            continue;
+        }
+        extent.states[k] = piece->states[k];
+        codec->decode[rule->state_unsigned[k]](
+            codes_of(buffers, tile, k, at), scales_of(buffers, tile, k, at), n, piece->states[k]);
+    }
+    if (master->bits == 32) {
+        extent.master = (float *)(void *)low_of(buffers, tile, at);
+        extent.param = param;
+    } else {
+        extent.master = piece->master;
+        master->decode(param, low_of(buffers, tile, at), n, piece->master);
+    }
+    return extent;
+}
+
+void tile_encode(const struct tile_buffers *buffers, const struct tile *tile, size_t at, size_t n,
+                 uint64_t key, const struct tile_piece *piece)
+{
+    const struct optim_tensor *tensor = &buffers->setup->tensors[tile->tensor];
+    const struct master_codec *master = buffers->setup->master;
+
+    for (int k = 0; k < tensor->rule->n_states; k++)
+        if (tensor->codecs[k]->bits != 32)
+            tensor->codecs[k]->encode[tensor->rule->state_unsigned[k]](
+                piece->states[k], n, codes_of(buffers, tile, k, at),
+                scales_of(buffers, tile, k, at));
+    if (master->bits != 32)
+        master->encode(piece->master, n, key, (uint64_t)tile->begin + at,
+                       buffers->param + (size_t)tile->at + at, low_of(buffers, tile, at));
+}
+
+void tile_vectors(const struct tile_buffers *buffers, int tensor,
+                  float *vectors_out[STATS_MAX_VECTORS])
+{
+    for (int v = 0; v < STATS_MAX_VECTORS; v++)
+        vectors_out[v] =
+            (float *)(void *)(buffers->vectors + optim_vector_offset(buffers->setup, tensor, v));
+}
+
+/* The slot of a buffer must exist and hold so many bytes from its offset on. */
+shoal_status tile_check_ref(const struct plan *plan, struct slot_ref ref, const char *kind,
+                            size_t n_bytes)
+{
+    if (ref.slot < 0)
+        return fail(SHOAL_ERR_INTERNAL, "optimizer buffer %s: no slot was given", kind);
+    if (ref.offset_bytes + n_bytes > plan_slot_bytes(plan, ref.slot))
+        return fail(SHOAL_ERR_INTERNAL,
+                    "optimizer buffer %s: needs %zu bytes from %zu on, slot %s holds %zu", kind,
+                    n_bytes, ref.offset_bytes, plan_slot_name(plan, ref.slot),
+                    plan_slot_bytes(plan, ref.slot));
+    return SHOAL_OK;
+}

@@ -1,0 +1,23 @@
+#pragma once
+
+#include "runtime/device/device.h"
+
+#include <cuda_runtime_api.h>
+
+/*
+ * What CUDA code needs of the device: its streams, and the one conversion of the runtime's
+ * results.  Only in builds with CUDA (SHOAL_WITH_CUDA); included by CUDA back ends alone.
+ */
+
+/* SHOAL_OK, or a failure that names `what` and the runtime's text.  No memory is NOMEM. */
+shoal_status cuda_check(cudaError_t error, const char *what);
+
+/* The stream of a queue of a device whose name is "cuda". */
+cudaStream_t device_cuda_stream(const struct device *device, enum device_queue queue);
+
+/* Make the device current for the calling thread: kernels are launched from it. */
+shoal_status device_cuda_use(const struct device *device);
+
+int device_cuda_ordinal(const struct device *device);
+int device_cuda_sm_count(const struct device *device);
+int device_cuda_capability(const struct device *device); /* 90 for 9.0 */

@@ -1,0 +1,244 @@
+#include "runtime/base/arena.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/host.h"
+#include "runtime/device/device_internal.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/*
+ * The test device.  Its memory is host memory without any access rights but inside copies and
+ * inside `expose`, so that host code which follows a device pointer faults as it would on a GPU
+ * without a way to read it.  Its queues complete at once; events hold the time of their record.
+ */
+
+enum { MAX_REGIONS = 64 };
+
+struct device_event {
+    double seconds;
+};
+
+struct remote {
+    struct device device;
+    pthread_mutex_t lock;
+    int exposed; /* nesting */
+    int n_regions;
+    struct {
+        void *base;
+        size_t n_bytes;
+    } regions[MAX_REGIONS];
+};
+
+static struct remote *remote_of(struct device *device)
+{
+    return (struct remote *)(void *)device;
+}
+
+static void protect(struct remote *remote, int rights)
+{
+    for (int i = 0; i < remote->n_regions; i++)
+        if (mprotect(remote->regions[i].base, remote->regions[i].n_bytes, rights) != 0)
+            abort(); /* a range that mmap gave */
+}
+
+static void remote_expose(struct device *device, bool on)
+{
+    struct remote *remote = remote_of(device);
+
+    pthread_mutex_lock(&remote->lock);
+    if (on && remote->exposed++ == 0)
+        protect(remote, PROT_READ | PROT_WRITE);
+    if (!on && --remote->exposed == 0)
+        protect(remote, PROT_NONE);
+    pthread_mutex_unlock(&remote->lock);
+}
+
+static const char *remote_describe(const struct device *device)
+{
+    (void)device;
+    return "test device: host memory behind copies";
+}
+
+static void remote_close(struct device *device)
+{
+    pthread_mutex_destroy(&remote_of(device)->lock);
+    free(device);
+}
+
+static shoal_status remote_alloc(struct device *device, const char *name, size_t n_bytes,
+                                 void **ptr_out)
+{
+    struct remote *remote = remote_of(device);
+    shoal_status status = SHOAL_OK;
+
+    pthread_mutex_lock(&remote->lock);
+    int rights = remote->exposed > 0 ? PROT_READ | PROT_WRITE : PROT_NONE;
+    void *base = mmap(NULL, n_bytes, rights, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED) {
+        status =
+            fail(SHOAL_ERR_NOMEM, "%s: cannot map %zu bytes: %s", name, n_bytes, strerror(errno));
+    } else if (remote->n_regions == MAX_REGIONS) {
+        munmap(base, n_bytes);
+        status = fail(SHOAL_ERR_NOMEM, "%s: the test device holds %d regions already", name,
+                      MAX_REGIONS);
+    } else {
+        remote->regions[remote->n_regions].base = base;
+        remote->regions[remote->n_regions++].n_bytes = n_bytes;
+        *ptr_out = base;
+    }
+    pthread_mutex_unlock(&remote->lock);
+    return status;
+}
+
+static void remote_free(struct device *device, void *ptr, size_t n_bytes)
+{
+    struct remote *remote = remote_of(device);
+
+    if (ptr == NULL)
+        return;
+    pthread_mutex_lock(&remote->lock);
+    for (int i = 0; i < remote->n_regions; i++)
+        if (remote->regions[i].base == ptr) {
+            remote->regions[i] = remote->regions[--remote->n_regions];
+            break;
+        }
+    munmap(ptr, n_bytes);
+    pthread_mutex_unlock(&remote->lock);
+}
+
+static shoal_status remote_host_alloc(struct device *device, const char *name, size_t n_bytes,
+                                      void **ptr_out)
+{
+    (void)device;
+    return pages_alloc(name, n_bytes, ptr_out);
+}
+
+static void remote_host_free(struct device *device, void *ptr, size_t n_bytes)
+{
+    (void)device;
+    pages_free(ptr, n_bytes);
+}
+
+static shoal_status remote_memory(struct device *device, size_t *free_out, size_t *total_out)
+{
+    (void)device;
+    *free_out = host_memory_available_bytes();
+    *total_out = host_memory_bytes();
+    return SHOAL_OK;
+}
+
+static shoal_status remote_copy(struct device *device, void *dst, const void *src, size_t n_bytes)
+{
+    remote_expose(device, true);
+    memcpy(dst, src, n_bytes);
+    remote_expose(device, false);
+    return SHOAL_OK;
+}
+
+static shoal_status remote_zero(struct device *device, void *ptr, size_t n_bytes)
+{
+    remote_expose(device, true);
+    memset(ptr, 0, n_bytes);
+    remote_expose(device, false);
+    return SHOAL_OK;
+}
+
+static shoal_status remote_copy_async(struct device *device, enum device_queue queue, void *dst,
+                                      const void *src, size_t n_bytes)
+{
+    (void)queue;
+    return remote_copy(device, dst, src, n_bytes);
+}
+
+static shoal_status remote_queue_sync(struct device *device, enum device_queue queue)
+{
+    (void)device;
+    (void)queue;
+    return SHOAL_OK;
+}
+
+static shoal_status remote_event_create(struct device *device, struct device_event **event_out)
+{
+    struct device_event *event = calloc(1, sizeof *event);
+
+    (void)device;
+    if (event == NULL)
+        return fail(SHOAL_ERR_NOMEM, "device remote: cannot allocate an event");
+    *event_out = event;
+    return SHOAL_OK;
+}
+
+static void remote_event_destroy(struct device *device, struct device_event *event)
+{
+    (void)device;
+    free(event);
+}
+
+static shoal_status remote_event_record(struct device *device, struct device_event *event,
+                                        enum device_queue queue)
+{
+    (void)device;
+    (void)queue;
+    event->seconds = clock_seconds();
+    return SHOAL_OK;
+}
+
+static shoal_status remote_event_wait(struct device *device, struct device_event *event,
+                                      enum device_queue queue)
+{
+    (void)device;
+    (void)event;
+    (void)queue;
+    return SHOAL_OK;
+}
+
+static shoal_status remote_event_sync(struct device *device, struct device_event *event)
+{
+    (void)device;
+    (void)event;
+    return SHOAL_OK;
+}
+
+static shoal_status remote_event_seconds(struct device *device, struct device_event *from,
+                                         struct device_event *to, double *seconds_out)
+{
+    (void)device;
+    *seconds_out = to->seconds - from->seconds;
+    return SHOAL_OK;
+}
+
+static const struct device_ops remote_ops = {.name = "remote",
+                                             .separate = true,
+                                             .describe = remote_describe,
+                                             .close = remote_close,
+                                             .alloc = remote_alloc,
+                                             .free = remote_free,
+                                             .host_alloc = remote_host_alloc,
+                                             .host_free = remote_host_free,
+                                             .memory = remote_memory,
+                                             .copy = remote_copy,
+                                             .zero = remote_zero,
+                                             .copy_async = remote_copy_async,
+                                             .queue_sync = remote_queue_sync,
+                                             .event_create = remote_event_create,
+                                             .event_destroy = remote_event_destroy,
+                                             .event_record = remote_event_record,
+                                             .event_wait = remote_event_wait,
+                                             .event_sync = remote_event_sync,
+                                             .event_seconds = remote_event_seconds,
+                                             .expose = remote_expose};
+
+shoal_status device_remote_open(struct device **device_out)
+{
+    struct remote *remote = calloc(1, sizeof *remote);
+
+    if (remote == NULL)
+        return fail(SHOAL_ERR_NOMEM, "device remote: cannot allocate its record");
+    pthread_mutex_init(&remote->lock, NULL);
+    remote->device.ops = &remote_ops;
+    *device_out = &remote->device;
+    return SHOAL_OK;
+}

@@ -1,4 +1,4 @@
-#include "comm/comm_internal.h"
+#include "comm/transport_internal.h"
 
 #include <string.h>
 
@@ -8,11 +8,11 @@
  * of PIECE_BYTES (two in flight), and meet again.
  */
 
-/* Byte offset of [p, p + n_bytes) in a part of the window. */
-static shoal_status window_offset(const char *what, const void *p, size_t n_bytes, const char *part,
-                                  size_t part_bytes, size_t *offset_out)
+shoal_status comm_window_offset(const char *what, const void *p, size_t n_bytes, const void *part,
+                                size_t part_bytes, size_t *offset_out)
 {
-    uintptr_t begin = (uintptr_t)part, at = (uintptr_t)p;
+    uintptr_t begin = (uintptr_t)part;
+    uintptr_t at = (uintptr_t)p;
 
     if (part == NULL || at < begin || at - begin > part_bytes ||
         n_bytes > part_bytes - (at - begin))
@@ -88,13 +88,15 @@ static shoal_status gather_between_hosts(struct comm *comm, char *full, size_t s
     return SHOAL_OK;
 }
 
-static shoal_status all_gather(struct comm *comm, const void *shard, char *full, size_t shard_bytes)
+shoal_status comm_host_all_gather(struct comm *comm, const void *shard, void *full,
+                                  size_t shard_bytes)
 {
-    char *place = full + (size_t)comm->rank * shard_bytes;
+    char *place = (char *)full + (size_t)comm->rank * shard_bytes;
     size_t offset = 0;
 
-    SHOAL_TRY(window_offset("all-gather", full, (size_t)comm->size * shard_bytes, comm->window.base,
-                            comm->window_shared_bytes, &offset));
+    comm_call_enter(comm, CALL_ALL_GATHER, shard_bytes);
+    SHOAL_TRY(comm_window_offset("all-gather", full, (size_t)comm->size * shard_bytes,
+                                 comm->window.base, comm->window_shared_bytes, &offset));
     SHOAL_TRY(comm_call_meet(comm));
     if (place != shard)
         comm_parallel_copy(comm, place, shard, shard_bytes);
@@ -109,8 +111,7 @@ shoal_status comm_all_gather(struct comm *comm, const void *shard, void *full, s
     double begin = clock_seconds();
     size_t shard_bytes = n * dtype_bytes(dtype);
 
-    comm_call_enter(comm, CALL_ALL_GATHER, shard_bytes);
-    SHOAL_TRY(all_gather(comm, shard, full, shard_bytes));
+    SHOAL_TRY(comm->transport->all_gather(comm, shard, full, shard_bytes));
     comm->ledger.all_gather_calls++;
     comm->ledger.all_gather_bytes += (uint64_t)(comm->size - 1) * shard_bytes;
     comm->ledger.all_gather_seconds += clock_seconds() - begin;
@@ -184,12 +185,14 @@ static shoal_status reduce_ring(struct comm *comm, const float *full, float *out
         &(struct wire_job){.kind = WIRE_REDUCE_SCATTER, .send = full, .receive = out, .n = n});
 }
 
-static shoal_status reduce_scatter(struct comm *comm, const float *full, float *out, size_t n)
+shoal_status comm_host_reduce_scatter(struct comm *comm, const float *full, float *out, size_t n)
 {
     size_t offset = 0;
 
-    SHOAL_TRY(window_offset("reduce-scatter", full, (size_t)comm->size * n * sizeof *full,
-                            window_own(comm, comm->local_rank), comm->window_own_bytes, &offset));
+    comm_call_enter(comm, CALL_REDUCE_SCATTER, n);
+    SHOAL_TRY(comm_window_offset("reduce-scatter", full, (size_t)comm->size * n * sizeof *full,
+                                 window_own(comm, comm->local_rank), comm->window_own_bytes,
+                                 &offset));
     SHOAL_TRY(comm_call_meet(comm));
     if (comm->ring && comm->size > 1)
         return reduce_ring(comm, full, out, n);
@@ -204,8 +207,7 @@ shoal_status comm_reduce_scatter(struct comm *comm, const float *full, float *ou
 {
     double begin = clock_seconds();
 
-    comm_call_enter(comm, CALL_REDUCE_SCATTER, n);
-    SHOAL_TRY(reduce_scatter(comm, full, out, n));
+    SHOAL_TRY(comm->transport->reduce_scatter(comm, full, out, n));
     comm->ledger.reduce_scatter_calls++;
     comm->ledger.reduce_scatter_bytes += (uint64_t)(comm->size - 1) * n * sizeof(float);
     comm->ledger.reduce_scatter_seconds += clock_seconds() - begin;

@@ -1,4 +1,4 @@
-#include "comm/comm_internal.h"
+#include "comm/transport_internal.h"
 #include "runtime/base/arena.h"
 #include "runtime/base/host.h"
 
@@ -49,6 +49,8 @@ static shoal_status take_params(struct comm *comm, const struct comm_params *par
     comm->timeout_s = given.timeout_s > 0 ? given.timeout_s : DEFAULT_TIMEOUT_S;
     comm->heartbeat_s = given.heartbeat_s > 0 ? given.heartbeat_s : DEFAULT_HEARTBEAT_S;
     comm->ring = given.ring;
+    comm->wanted = given.transport;
+    comm->transport = &comm_transport_mpi;
     if (comm->heartbeat_s < 1e-3 || comm->heartbeat_s > PATIENCE_GAP_S / 2)
         return fail(SHOAL_ERR_CONFIG, "comm heartbeat %g s: expected 0.001 to %g",
                     comm->heartbeat_s, PATIENCE_GAP_S / 2);
@@ -279,17 +281,22 @@ void comm_close(struct comm *comm, shoal_status status)
         status = close_together(comm);
     }
     atomic_store(&comm->self->is_closing, 1);
-    if (status != SHOAL_OK) {
+    if (status != SHOAL_OK)
         comm_fail(comm, status);
+    bool has_stopped = comm->transport->stop == NULL || comm->transport->stop(comm, status);
+
+    if (status != SHOAL_OK)
         all_are_here = wait_for_closing(comm, CLOSE_WAIT_S);
-    }
     comm_witness_dismiss(&comm->witness);
     comm_watchdog_destroy(comm->watchdog);
-    if (!comm_wire_destroy(comm->wire) || !all_are_here) {
+    if (!comm_wire_destroy(comm->wire) || !all_are_here || !has_stopped) {
         comm_board_tell(comm);
         comm_end_abort(status);
     }
     comm_links_destroy(comm->links);
+    /* After a failure the device may be in any state, and its memory goes with the process. */
+    if (status == SHOAL_OK)
+        comm_device_give(comm);
     comm_end_finalize(comm, status, FINALIZE_LIMIT_S);
     comm_witness_end(&comm->witness);
     release(comm);

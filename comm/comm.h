@@ -3,6 +3,7 @@
 #include "runtime/base/dtype.h"
 #include "runtime/base/pool.h"
 #include "runtime/base/status.h"
+#include "runtime/device/device.h"
 #include "runtime/schedule/schedule.h"
 
 #include <stdbool.h>
@@ -10,7 +11,8 @@
 #include <stdint.h>
 
 /*
- * Communication between ranks: one interface, MPI and shared memory behind it.
+ * Communication between ranks: one interface; MPI and shared memory, host staging or NCCL behind
+ * it.
  *
  * Only two operations move bulk: all-gather and reduce-scatter.  Inside a host they
  * go through one shared window that holds the flat unit buffers themselves: a
@@ -30,16 +32,40 @@
  * silent; it then returns SHOAL_ERR_UNAVAILABLE or the peer's own status with the
  * peer's message.
  *
+ * On a device with memory of its own (comm_use_device) the bulk operations move device memory:
+ *
+ *   staged   through a piece of the host's window and the algorithms above; several ranks may share
+ *            a GPU.  A call synchronizes the device's COMM queue and is complete when it returns.
+ *   nccl     NCCL; a GPU per rank.  A call returns when its work is in the COMM queue.  Sums by
+ *            `tree` are an exchange between the ranks followed by the tree in a kernel.
+ *
+ * Both give the same bits as the host's memory would (`ring` is the transport's own order
+ * everywhere).  Control functions and their arguments stay in host memory.
+ *
  * One thread per rank calls these functions (the trainer's); all functions marked
  * Collective must be called by all ranks in the same order.
  */
 struct comm;
 
+/* How bulk moves. */
+enum comm_transport {
+    COMM_AUTO,   /* host memory: mpi.  A device: self for one rank, nccl if it can, else staged */
+    COMM_MPI,    /* host memory only */
+    COMM_STAGED, /* device memory, by way of the host's */
+    COMM_NCCL,   /* device memory, one GPU per rank */
+    COMM_SELF /* a single rank on a device: copies in its COMM queue; chosen by COMM_AUTO alone */
+};
+
 struct comm_params {
-    double timeout_s;   /* a rank silent or missing for longer ends the run; default 30 */
+    /*
+     * A rank silent or missing for longer ends the run; default 30.  With nccl so does a bulk
+     * operation that has begun on one rank and waits longer until the others' queues come to it.
+     */
+    double timeout_s;
     double heartbeat_s; /* watchdog period; default 0.1 */
     int ranks_per_host; /* 0: as detected; else cut the ranks of a host into such groups (tests) */
     bool ring;          /* reduction: ring, i.e. the library's own reduce-scatter and order */
+    enum comm_transport transport;
 };
 
 /*
@@ -47,6 +73,18 @@ struct comm_params {
  * threads.  Call once per process, early: arms PR_SET_PDEATHSIG first.  Collective.
  */
 shoal_status comm_open(const struct comm_params *params, struct comm **comm_out);
+
+/*
+ * Say which device this rank works on; without this call it is the host.  Chooses the transport,
+ * the same on every rank, and starts it; refuses one that cannot work with what the ranks have.
+ * After a failure only comm_close is left.  The device is borrowed until comm_close has returned.
+ * At most once, before comm_window_create.  Collective.
+ */
+shoal_status comm_use_device(struct comm *comm, struct device *device);
+
+/* The transport chosen (never COMM_AUTO), and its name: "mpi", "staged", "nccl", "self". */
+enum comm_transport comm_transport(const struct comm *comm);
+const char *comm_transport_name(enum comm_transport transport);
 
 /*
  * End the run.  With SHOAL_OK: barrier with a deadline, bounded MPI_Finalize.  With
@@ -70,8 +108,25 @@ const char *comm_library(const struct comm *comm); /* "MPICH 4.0.2" */
  * Create the window: `own_bytes` per rank that peers can read, and `shared_bytes` once per host.
  * Backed by a memfd, zeroed, huge pages asked for.  The same sizes on every rank.  At most
  * once per comm.  Collective.
+ *
+ * On a device both parts are memory of the rank's own device, zeroed: processes do not share it, so
+ * the shared part is one full copy per rank (comm_shared_per_rank).
  */
 shoal_status comm_window_create(struct comm *comm, size_t own_bytes, size_t shared_bytes);
+bool comm_shared_per_rank(const struct comm *comm);
+
+/*
+ * What comm_window_create takes with these sizes; NCCL's own memory comes on top and shows only in
+ * what the device has left after it.  Pure arithmetic: a planner may ask for any number
+ * of ranks.  `ranks_per_host` as comm_local_size.
+ */
+struct comm_memory {
+    size_t device_bytes;  /* of a rank's device: both parts and scratch; 0 with COMM_MPI */
+    size_t scratch_bytes; /* the transport's own share of these */
+    size_t window_bytes;  /* of a host's window, once per host */
+};
+struct comm_memory comm_memory_of(enum comm_transport transport, bool ring, int ranks,
+                                  int ranks_per_host, size_t own_bytes, size_t shared_bytes);
 void *comm_window_own(const struct comm *comm);
 void *comm_window_shared(const struct comm *comm);
 
@@ -88,7 +143,8 @@ uint64_t comm_window_resident_bytes(const struct comm *comm);
  * Fill `full` (in the shared part of the window, comm_size * n elements) from every
  * rank's `shard` of n elements.  `shard` may be the rank's own place inside `full`:
  * then nothing is copied.  On return every rank of the host may read `full`; the
- * call first waits until all have arrived, so earlier readers are done.  Collective.
+ * call first waits until all have arrived, so earlier readers are done.  With nccl and self the
+ * order is that of the COMM queue instead.  Collective.
  */
 shoal_status comm_all_gather(struct comm *comm, const void *shard, void *full, size_t n,
                              enum dtype dtype);
@@ -97,7 +153,8 @@ shoal_status comm_all_gather(struct comm *comm, const void *shard, void *full, s
  * out[i] = tree sum over ranks of their full[rank * n + i], fp32.  `full` lies in the own part of
  * the window at the same offset on every rank and holds comm_size * n elements; `out` is n
  * elements of private or window memory, not overlapping any rank's `full`.  On return peers no
- * longer read this rank's `full`.  Collective.
+ * longer read this rank's `full`; with nccl and self the order is that of the COMM queue.
+ * Collective.
  */
 shoal_status comm_reduce_scatter(struct comm *comm, const float *full, float *out, size_t n);
 
@@ -132,7 +189,10 @@ void comm_fail(struct comm *comm, shoal_status status);
  */
 void comm_note(struct comm *comm, int64_t step, const char *what);
 
-/* Calls and bytes since the last reset, by the volume formulas. */
+/*
+ * Calls and bytes since the last reset, by the volume formulas.  Seconds are those of the calls: of
+ * nccl and self thus those of issuing.
+ */
 struct comm_ledger {
     uint64_t all_gather_calls, all_gather_bytes;         /* bytes received from other ranks */
     uint64_t reduce_scatter_calls, reduce_scatter_bytes; /* bytes read from or sent to others */
@@ -145,7 +205,12 @@ void comm_ledger_reset(struct comm *comm);
 /* The pool whose threads do local sums and copies; borrowed, NULL: the calling thread alone. */
 void comm_use_pool(struct comm *comm, struct pool *pool);
 
-/* ---- operations for schedules ---- */
+/*
+ * ---- operations for schedules ----
+ *
+ * Bulk operations go to the device's COMM queue where the transport works on a device; make them
+ * after comm_use_device.
+ */
 
 /* All-gather of a unit: shard and full as in comm_all_gather.  kind is OP_GATHER or OP_PUBLISH. */
 shoal_status comm_op_gather(struct schedule *sched, struct comm *comm, enum op_kind kind, int unit,
@@ -158,7 +223,7 @@ shoal_status comm_op_reduce(struct schedule *sched, struct comm *comm, int unit,
 
 /*
  * All-reduce of n int64 in host memory, in place (slot_ref must lie in host memory also when the
- * units lie on a device).  kind OP_NORM, lane COMM.
+ * units lie on a device).  kind OP_NORM, lane COMM, on the calling thread.
  */
 shoal_status comm_op_all_reduce_i64(struct schedule *sched, struct comm *comm, int unit,
                                     struct slot_ref values, size_t n);

@@ -21,6 +21,7 @@
  *   watchdog.c    the thread that notices dead and silent peers
  *   witness.c     the process that outlives a killed job long enough to say who died first
  *   window.c, bulk.c, small.c, ops.c what the header offers
+ *   device.c, staged/, nccl/         memory of devices: transport_internal.h
  *   topology.c, comm.c, end.c        start, questions and end
  */
 
@@ -32,7 +33,8 @@ enum {
     MAX_ADDRESSES = 4,
     WIRE_JOBS = 2,                 /* pieces in flight */
     PIECE_BYTES = 4 * 1024 * 1024, /* of an exchange; larger pieces leave the L3 cache */
-    CACHE_LINE = 64
+    CACHE_LINE = 64,
+    PAGE_BYTES = 4096
 };
 
 /* ---- patience: waiting that survives being stopped ---- */
@@ -125,6 +127,7 @@ enum call_kind {
 struct call {
     uint64_t number;
     uint64_t n;
+    uint64_t issued; /* digest of the bulk operations put into the device's queue before */
     enum call_kind kind;
 };
 
@@ -135,6 +138,7 @@ struct control_rank {
     _Atomic uint64_t progress;                       /* notes and calls so far */
     _Atomic uint64_t calls;                          /* collective calls entered */
     _Atomic uint64_t arrivals;                       /* local barriers entered */
+    _Atomic uint64_t issued;                         /* bulk operations put into a device's queue */
     _Atomic uint32_t waiting;                        /* enum waiting */
     _Atomic uint32_t is_closing;
     struct call call[2]; /* by parity of the number: a peer is at most one call ahead */
@@ -195,6 +199,15 @@ struct witness {
 struct wire;
 struct links;
 struct watchdog;
+struct transport;
+struct staged;
+struct nccl;
+
+/* Memory of this rank's device: own part, shared part, scratch. */
+struct device_memory {
+    char *own, *shared, *scratch;
+    size_t n_bytes, own_bytes, shared_bytes, scratch_bytes;
+};
 
 struct comm {
     double timeout_s, heartbeat_s;
@@ -217,6 +230,14 @@ struct comm {
     char *slots;                        /* [local_size][2][SLOT_BYTES] */
     struct control_rank *self;
     int spins; /* of the barrier, before it sleeps */
+
+    enum comm_transport wanted;
+    const struct transport *transport; /* never NULL */
+    struct device *device;             /* NULL: the host */
+    struct device_memory on_device;
+    struct staged *staged;
+    struct nccl *nccl;
+    uint64_t issued_digest;
 
     struct shared_memory window;
     size_t window_own_bytes, window_shared_bytes; /* rounded to pages */
@@ -323,6 +344,16 @@ void comm_describe_place(const struct note *note, uint64_t calls, char *out, siz
 /* The call this rank is in, e.g. "all-gather of 4096 elements (call 17)". */
 void comm_describe_call(const struct call *call, char *out, size_t n_bytes);
 struct call comm_call_now(const struct comm *comm);
+
+/* ---- bulk.c: the algorithms on the host's window ---- */
+
+shoal_status comm_host_all_gather(struct comm *comm, const void *shard, void *full,
+                                  size_t shard_bytes);
+shoal_status comm_host_reduce_scatter(struct comm *comm, const float *full, float *out, size_t n);
+
+/* Byte offset of [p, p + n_bytes) in a part of the window (NULL: none), or an error. */
+shoal_status comm_window_offset(const char *what, const void *p, size_t n_bytes, const void *part,
+                                size_t part_bytes, size_t *offset_out);
 
 /* ---- wire.c ---- */
 

@@ -167,7 +167,8 @@ void comm_call_enter(struct comm *comm, enum call_kind kind, size_t n)
     struct control_rank *self = comm->self;
     uint64_t number = atomic_load_explicit(&self->calls, memory_order_relaxed) + 1;
 
-    self->call[number & 1] = (struct call){.number = number, .kind = kind, .n = n};
+    self->call[number & 1] =
+        (struct call){.number = number, .kind = kind, .n = n, .issued = comm->issued_digest};
     atomic_store_explicit(&self->calls, number, memory_order_release);
     atomic_fetch_add_explicit(&self->progress, 1, memory_order_relaxed);
 }
@@ -181,6 +182,8 @@ static shoal_status report_mismatch(struct comm *comm, int local_rank, const str
     comm_describe_rank(comm, peer, rank, sizeof rank);
     comm_describe_call(&call, own, sizeof own);
     comm_describe_call(theirs, other, sizeof other);
+    if (call.number == theirs->number && call.kind == theirs->kind && call.n == theirs->n)
+        snprintf(other, sizeof other, "it after other bulk operations on the device");
     snprintf(text, sizeof text,
              "collective calls differ: rank %d entered %s, %s entered %s\n"
              "a rank skipped a call or took another branch",
@@ -198,7 +201,8 @@ shoal_status comm_call_meet(struct comm *comm)
     for (int l = 0; l < comm->local_size; l++) {
         struct call other = comm->control_ranks[l].call[own.number & 1];
 
-        if (other.number != own.number || other.kind != own.kind || other.n != own.n)
+        if (other.number != own.number || other.kind != own.kind || other.n != own.n ||
+            other.issued != own.issued)
             return report_mismatch(comm, l, &other);
     }
     return SHOAL_OK;

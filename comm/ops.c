@@ -1,4 +1,4 @@
-#include "comm/comm_internal.h"
+#include "comm/transport_internal.h"
 
 /* Collectives as operations of a schedule. */
 
@@ -55,6 +55,7 @@ shoal_status comm_op_gather(struct schedule *sched, struct comm *comm, enum op_k
                     .lane = LANE_COMM,
                     .unit = unit,
                     .index = index,
+                    .host = !comm->transport->is_on_device,
                     .bytes = (uint64_t)(comm->size - 1) * n * dtype_bytes(dtype),
                     .run = run_gather};
 
@@ -77,6 +78,7 @@ shoal_status comm_op_reduce(struct schedule *sched, struct comm *comm, int unit,
                     .lane = LANE_COMM,
                     .unit = unit,
                     .index = index,
+                    .host = !comm->transport->is_on_device,
                     .bytes = (uint64_t)(comm->size - 1) * n * sizeof(float),
                     .flops = (uint64_t)(comm->size - 1) * n,
                     .run = run_reduce};
@@ -96,6 +98,7 @@ shoal_status comm_op_all_reduce_i64(struct schedule *sched, struct comm *comm, i
                     .lane = LANE_COMM,
                     .unit = unit,
                     .index = -1,
+                    .host = true,
                     .bytes = (uint64_t)(comm->size - 1) * n * sizeof(int64_t),
                     .run = run_sum};
 

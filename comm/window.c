@@ -1,4 +1,4 @@
-#include "comm/comm_internal.h"
+#include "comm/transport_internal.h"
 #include "runtime/base/host.h"
 
 #include <stdlib.h>
@@ -6,11 +6,6 @@
 #include <unistd.h>
 
 /* The data window: [shared part][own part of local rank 0][own part of local rank 1]... */
-
-static size_t round_to_page(size_t n_bytes)
-{
-    return (n_bytes + 4095) & ~(size_t)4095;
-}
 
 /* More than any machine has; below it neither rounding nor the host's total can wrap. */
 #define MAX_PART_BYTES ((size_t)1 << 46)
@@ -69,20 +64,16 @@ static shoal_status attach_window(struct comm *comm, const struct window_plan *p
                               n_bytes, &comm->window);
 }
 
-shoal_status comm_window_create(struct comm *comm, size_t own_bytes, size_t shared_bytes)
+/* The host's window; parts in whole pages. */
+static shoal_status create_on_host(struct comm *comm, const struct window_sizes *sizes)
 {
-    size_t own = round_to_page(own_bytes), shared = round_to_page(shared_bytes);
-    size_t n_bytes = shared + own * (size_t)comm->local_size;
-    struct window_plan plan = {.own_bytes = own, .shared_bytes = shared, .fd = -1};
+    size_t n_bytes = sizes->host_shared + sizes->host_own * (size_t)comm->local_size;
+    struct window_plan plan = {.own_bytes = sizes->own, .shared_bytes = sizes->shared, .fd = -1};
     struct window_plan *plans;
     shoal_status made = SHOAL_OK;
 
-    if (comm->window.base != NULL)
-        return fail(SHOAL_ERR_INTERNAL, "window: created already");
-    /* Every rank asks for the same, so that all refuse. */
-    SHOAL_TRY(check_sizes(own_bytes, shared_bytes));
     if (n_bytes == 0)
-        n_bytes = round_to_page(1);
+        n_bytes = PAGE_BYTES;
     plans = calloc((size_t)comm->size, sizeof *plans);
     if (plans == NULL)
         made = fail(SHOAL_ERR_NOMEM, "window of %d ranks: out of memory", comm->size);
@@ -101,19 +92,48 @@ shoal_status comm_window_create(struct comm *comm, size_t own_bytes, size_t shar
         comm_memory_release(&comm->window);
         return status;
     }
-    comm->window_own_bytes = own;
-    comm->window_shared_bytes = shared;
+    comm->window_own_bytes = sizes->host_own;
+    comm->window_shared_bytes = sizes->host_shared;
     return SHOAL_OK;
+}
+
+shoal_status comm_window_create(struct comm *comm, size_t own_bytes, size_t shared_bytes)
+{
+    if (comm->window.base != NULL)
+        return fail(SHOAL_ERR_INTERNAL, "window: created already");
+    if (comm->device == NULL && comm->wanted != COMM_AUTO && comm->wanted != COMM_MPI)
+        return fail(SHOAL_ERR_INTERNAL, "window: transport %s without comm_use_device",
+                    comm_transport_name(comm->wanted));
+    /* Every rank asks for the same, so that all refuse. */
+    SHOAL_TRY(check_sizes(own_bytes, shared_bytes));
+    struct window_sizes sizes = comm_window_sizes(comm->transport->id, comm->ring, comm->size,
+                                                  comm->local_size, own_bytes, shared_bytes);
+
+    SHOAL_TRY(create_on_host(comm, &sizes));
+    if (!comm->transport->is_on_device)
+        return SHOAL_OK;
+    shoal_status status = comm_agree(comm, comm_device_take(comm, &sizes));
+    if (status == SHOAL_OK && comm->transport->warm_up != NULL)
+        status = comm_agree(comm, comm->transport->warm_up(comm));
+    if (status != SHOAL_OK) {
+        comm_device_give(comm);
+        comm_memory_release(&comm->window);
+    }
+    return status;
 }
 
 void *comm_window_own(const struct comm *comm)
 {
-    return comm->window.base != NULL ? window_own(comm, comm->local_rank) : NULL;
+    if (comm->window.base == NULL)
+        return NULL;
+    return comm->transport->is_on_device ? comm->on_device.own : window_own(comm, comm->local_rank);
 }
 
 void *comm_window_shared(const struct comm *comm)
 {
-    return comm->window.base;
+    if (comm->window.base == NULL)
+        return NULL;
+    return comm->transport->is_on_device ? comm->on_device.shared : comm->window.base;
 }
 
 uint64_t comm_window_resident_bytes(const struct comm *comm)

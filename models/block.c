@@ -52,17 +52,6 @@ shoal_status block_activation(const struct model *model, struct ops *ops, int64_
     return op_gelu(ops, N * F, dtype, up, y);
 }
 
-static shoal_status activation_backward(const struct block *b, const void *dy, void *dup)
-{
-    int64_t N = b->shapes.N;
-    int64_t F = b->model->config.ffn;
-    enum dtype dtype = b->call->dtype;
-
-    if (b->model->config.mlp == MLP_SWIGLU)
-        return op_swiglu_backward(b->ops, N, F, dtype, b->saved.up, dy, dup);
-    return op_gelu_backward(b->ops, N * F, dtype, b->saved.up, dy, dup);
-}
-
 static shoal_status rotate(const struct block *b, bool inverse, void *qkv)
 {
     const struct model_config *c = &b->model->config;
@@ -130,29 +119,49 @@ shoal_status block_forward(const struct model *model, struct ops *ops,
                          b.saved.mid, call->x_out, b.scratch.op);
 }
 
+/*
+ * act, dWdown and dup.  GELU and its gradient are one pass, with dup in the place of dact; SwiGLU's dup
+ * is wider and lies where act was.
+ */
+static shoal_status activation_backward(const struct block *b, const void *dy, void **dup_out)
+{
+    const struct shapes *s = &b->shapes;
+    const struct scratch *t = &b->scratch;
+    const bool swiglu = b->model->config.mlp == MLP_SWIGLU;
+    enum dtype dtype = b->call->dtype;
+    int64_t F = b->model->config.ffn;
+    void *act = t->wide_a;
+    void *dact = t->wide_b;
+
+    *dup_out = swiglu ? t->wide_a : t->wide_b;
+    if (swiglu)
+        SHOAL_TRY(op_swiglu(b->ops, s->N, F, dtype, b->saved.up, act));
+    else
+        SHOAL_TRY(op_gelu_again(b->ops, s->N * F, dtype, b->saved.up, dact, act, *dup_out));
+    SHOAL_TRY(op_linear_backward_weight(b->ops, s->down, dy, act, grad_of(b, W_DOWN),
+                                        grad_of(b, W_DOWN_BIAS), t->op));
+    if (swiglu)
+        SHOAL_TRY(op_swiglu_backward(b->ops, s->N, F, dtype, b->saved.up, dact, *dup_out));
+    return SHOAL_OK;
+}
+
 /* dx: gradient of the block's output on entry, of mid on return. */
 static shoal_status mlp_backward(const struct block *b)
 {
     const struct shapes *s = &b->shapes;
     const struct scratch *t = &b->scratch;
     const void *dy = NULL;
-    void *act = t->wide_a;
     void *dact = t->wide_b;
-    void *dup = t->wide_a;     /* act is done with */
-    void *normed = t->narrow;  /* dy is done with */
-    void *dnormed = t->wide_b; /* dact is done with */
+    void *dup = NULL;
+    void *normed = t->narrow; /* dy is done with */
 
     /* dy [N,C] */
     SHOAL_TRY(model_round(b->ops, s->N * s->down.out, b->call->dtype, b->call->dx, t->narrow, &dy));
-    /* act [N,F] */
-    SHOAL_TRY(block_activation(b->model, b->ops, s->N, b->call->dtype, b->saved.up, act));
-    /* dWdown [C,F] = dyᵀ act */
-    SHOAL_TRY(op_linear_backward_weight(b->ops, s->down, dy, act, grad_of(b, W_DOWN),
-                                        grad_of(b, W_DOWN_BIAS), t->op));
     /* dact [N,F] = dy Wdown */
     SHOAL_TRY(op_linear_backward_input(b->ops, s->down, dy, weight_of(b, W_DOWN), dact, t->op));
-    /* dup [N,F] or [N,2F] */
-    SHOAL_TRY(activation_backward(b, dact, dup));
+    /* act [N,F], dWdown [C,F] = dyᵀ act, dup [N,F] or [N,2F] */
+    SHOAL_TRY(activation_backward(b, dy, &dup));
+    void *dnormed = dup == t->wide_a ? t->wide_b : t->wide_a; /* act and dact are done with */
     /* normed [N,C], again */
     SHOAL_TRY(norm(b, b->saved.mid, W_NORM2, normed));
     /* dWup [F or 2F,C] = dupᵀ normed */

@@ -190,7 +190,7 @@ shoal_status model_forward(const struct model *model, struct ops *ops, int unit,
 }
 
 /* Gradients between tensors: added up and reduced with the rest, so they must be zero. */
-static void zero_gaps(const struct model *model, int unit, float *grads)
+static shoal_status zero_gaps(const struct model *model, struct ops *ops, int unit, float *grads)
 {
     const struct unit *u = &model->layout->units[unit];
 
@@ -199,8 +199,10 @@ static void zero_gaps(const struct model *model, int unit, float *grads)
         int64_t end = t->offset + t->n_elements;
         int64_t next = i + 1 < u->n_tensors ? t[1].offset : u->n_elements;
 
-        memset(grads + end, 0, (size_t)(next - end) * sizeof *grads);
+        if (next > end)
+            SHOAL_TRY(op_zero(ops, (size_t)(next - end) * sizeof *grads, grads + end));
     }
+    return SHOAL_OK;
 }
 
 shoal_status model_backward(const struct model *model, struct ops *ops, int unit,
@@ -213,6 +215,5 @@ shoal_status model_backward(const struct model *model, struct ops *ops, int unit
         SHOAL_TRY(head_backward(model, ops, call));
     else
         SHOAL_TRY(block_backward(model, ops, call));
-    zero_gaps(model, unit, call->grads);
-    return SHOAL_OK;
+    return zero_gaps(model, ops, unit, call->grads);
 }

@@ -18,7 +18,7 @@
  * and with one dimension v = v * [beta2] + (g * g + eps1) * [1 - beta2], g * g and averages at most
  * 2^126, and u = g / sqrt(v).  a is lr, with relative_step min(1e-2, 1 / sqrt(t)) instead, and with
  * scale_parameter times max(eps2, rms(master)).  [x] and means are computed in double and rounded
- * once; decay and steps are those of a tensor.
+ * once; decay and steps are those of a tensor.  A fused tensor (QKV, gate and up) is one matrix.
  */
 
 /* t^(1/5) by Newton's iteration from above: pow() would give other bits with another libm. */

@@ -30,6 +30,7 @@ struct optim_rule_forms optim_adam = {
             .state_unsigned = {false, true},
             .scalars = adam_scalars,
             .kernel_scalar = optim_adam_scalar,
+            .decay_in_gradient = true,
         },
     .kernels = {optim_adam_scalar, optim_adam_avx2, optim_adam_avx512},
 };

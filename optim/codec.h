@@ -18,18 +18,37 @@
  * behind the last element are neither read nor written.  Planes of zero bytes decode to zeros:
  * the state of step 0.
  *
- * The state codecs; n-bit codes, one scale per block.  The format of each stands at the top of its
- * kernels' file.
+ * The state codecs, with the bits of a code and the elements that share an fp32 scale.  The format
+ * of each stands at the top of its kernels' file.
  *
- *     fp32    32           as is
- *     bf16    16           rounded to nearest even
- *     int8     8  block 32 softsign of the signed, root of the unsigned
+ *     fp32   32        as is
+ *     bf16   16        rounded to nearest even; an average whose steps are below 2^-9 of it stands
+ *                      still, as second moments with beta2 = 0.999 do
+ *     int8    8   32   softsign of the signed, root of the unsigned (FlashOptim's companding)
+ *     int4    4  128   dynamic map with the scale's sign, steps of 1/16 without zero for the unsigned
+ *     fp8     8  256   e4m3
+ *
+ * and those of other libraries, to go on with their states code by code:
+ *
+ *     bnb8    8  256   bitsandbytes' dynamic maps, as its CUDA kernels
+ *     ao8     8  256   torchao's 8-bit states, the same maps
+ *     ao4     4  128   torchao's 4-bit states
+ *     lpmm4   4  128   Li et al.'s 4-bit states, without their rank-1 scales
+ *
+ * The leading element of a block keeps its value in fp32, int8, int4 and fp8 (but for a rounding);
+ * the others shrink it at every step if it is negative, so that its average is too small.
  */
 
-/* CODEC_UNSIGNED: second moments.  Formats with blocks take a value below zero there for zero. */
+/* CODEC_UNSIGNED: second moments, not below zero (int8 and int4 take what is for zero). */
 enum codec_sign { CODEC_SIGNED, CODEC_UNSIGNED };
 
-/* `codes`, `scales`: the planes from a quantum's boundary on.  Every NaN in x is 0x7fc00000. */
+/*
+ * `codes`, `scales`: the planes from a quantum's boundary on, aligned as their elements.
+ *
+ * NaNs come back as they are from fp32 and bf16, and as a block of 0x7fc00000 from int8, int4, fp8,
+ * ao8 and ao4; infinities likewise from int8, int4 and fp8.  bnb8 and lpmm4 take NaN for their least
+ * value, as those libraries do: non-finite gradients must not reach them.
+ */
 typedef void codec_decode_fn(const void *codes, const void *scales, size_t n, float *x);
 typedef void codec_encode_fn(const float *x, size_t n, void *codes, void *scales);
 

@@ -116,20 +116,3 @@ OPTIM_INLINE void factored_update_squares(const struct optim_stats *stats,
         add_exactly(u, n, limbs);
     }
 }
-
-/* p = master * decay - u * size; at most one quantum. */
-OPTIM_INLINE void move_weights(const struct optim_extent *tile, size_t at, size_t n,
-                               const float *restrict u, float decay, float size, bool with_param)
-{
-    const float decay_factor = tile->decay ? decay : 1.0f;
-    float *restrict master = tile->master + at;
-    bf16_t *restrict param = with_param ? tile->param + at : NULL;
-
-    for (size_t i = 0; i < n; i++) {
-        const float p = one_nan(master[i] * decay_factor - u[i] * size);
-
-        master[i] = p;
-        if (with_param)
-            param[i] = bf16_from_f32(p);
-    }
-}

@@ -10,6 +10,7 @@ OPTIM_INLINE void update(const struct optim_scalars *scalars, const struct optim
     const float rsqrt_b2 = scalars->f[SCALAR_RSQRT_B2];
     const float eps = scalars->f[SCALAR_EPS];
     const float correction = scalars->f[MARS_CORRECTION];
+    const float clip = scalars->f[MARS_CLIP];
     const float step_size = scalars->f[SCALAR_STEP_SIZE];
     const float decay_factor = extent->decay ? scalars->f[SCALAR_DECAY] : 1.0f;
     const float grad_scale = extent->grad_scale;
@@ -22,7 +23,7 @@ OPTIM_INLINE void update(const struct optim_scalars *scalars, const struct optim
 
     for (size_t i = 0; i < n; i++) {
         const float g = grad[i] * grad_scale;
-        const float c = g + (g - prev_grad[i]) * correction;
+        const float c = (g + (g - prev_grad[i]) * correction) * clip;
         const float m = exp_avg[i] * beta1 + c * one_minus_beta1;
         const float v = exp_avg_sq[i] * beta2 + (c * one_minus_beta2) * c;
         const float denom = sqrtf(v) * rsqrt_b2 + eps;

@@ -43,8 +43,7 @@ static void sum_tile(void *job_arg, size_t index, int thread)
     float *vectors[STATS_MAX_VECTORS];
     struct tile_piece piece;
 
-    if (tensor->stats == NULL || arg->pass >= tensor->rule->stats->n_passes ||
-        tensor->stats->n_limbs[arg->pass] == 0)
+    if (tensor->stats == NULL || tensor->stats->n_limbs[arg->pass] == 0)
         return;
 
     const struct optim_stats_step step = stats_step(arg->step, tensor);
@@ -94,7 +93,7 @@ static shoal_status run_finish(const struct op *op)
         const struct optim_tensor *tensor = &arg->setup->tensors[t];
         float *vectors[STATS_MAX_VECTORS];
 
-        if (tensor->stats == NULL || arg->pass >= tensor->rule->stats->n_passes)
+        if (tensor->stats == NULL || tensor->stats->n_limbs[arg->pass] == 0)
             continue;
         const struct optim_stats_step step = stats_step(arg->step, tensor);
         tile_vectors(&buffers, t, vectors);
@@ -126,7 +125,31 @@ static bool unit_limbs(const struct optim_setup *setup, int unit, size_t *begin_
     return any;
 }
 
-static shoal_status append(struct schedule *sched, struct pool *pool, int pass,
+/* What a pass reads of the tensors in `range`: gradients, and states and weights where it asks. */
+static uint64_t sums_bytes(const struct sums_arg *arg, struct shard range)
+{
+    const struct optim_setup *setup = arg->setup;
+    const struct unit *u = &setup->layout->units[arg->unit];
+    uint64_t bytes = 0;
+
+    for (int t = u->first_tensor; t < u->first_tensor + u->n_tensors; t++) {
+        const struct optim_stats *stats = setup->tensors[t].stats;
+        const struct shard part = layout_tensor_part(&setup->layout->tensors[t], range);
+        const int64_t n = part.end - part.begin;
+
+        if (stats == NULL || stats->n_limbs[arg->pass] == 0)
+            continue;
+        bytes += (uint64_t)n * sizeof(float);
+        if (stats->reads[arg->pass] & STATS_READS_MASTER)
+            bytes += (uint64_t)n * (uint64_t)setup->master->bits / 8;
+        if (stats->reads[arg->pass] & STATS_READS_STATES)
+            for (int kind = 0; kind < setup->n_kinds; kind++)
+                bytes += optim_kind_tensor_bytes(setup, t, kind, n);
+    }
+    return bytes;
+}
+
+static shoal_status append(struct schedule *sched, struct pool *pool, int pass, uint64_t bytes,
                            const struct sums_arg *like, op_run_fn *run)
 {
     const struct optim_setup *setup = like->setup;
@@ -144,6 +167,7 @@ static shoal_status append(struct schedule *sched, struct pool *pool, int pass,
                     .lane = LANE_COMPUTE,
                     .unit = like->unit,
                     .index = pass,
+                    .bytes = bytes,
                     .run = run,
                     .arg = memory};
     op_uses(&op, like->refs.limbs, ACCESS_WRITE);
@@ -178,7 +202,7 @@ shoal_status optim_op_sums(struct schedule *sched, struct pool *pool,
     SHOAL_TRY(sched_alloc(sched, arg.n_tiles * sizeof(struct tile), &memory));
     tiles_cut(setup, unit, grad_origin, origin, range, memory);
     arg.tiles = memory;
-    return append(sched, pool, pass, &arg, run_sums);
+    return append(sched, pool, pass, sums_bytes(&arg, range), &arg, run_sums);
 }
 
 shoal_status optim_op_sums_finish(struct schedule *sched, const struct optim_setup *setup, int unit,
@@ -194,5 +218,5 @@ shoal_status optim_op_sums_finish(struct schedule *sched, const struct optim_set
 
     if (!unit_limbs(setup, unit, &arg.begin, &arg.end))
         return SHOAL_OK;
-    return append(sched, NULL, pass, &arg, run_finish);
+    return append(sched, NULL, pass, 0, &arg, run_finish);
 }

@@ -17,7 +17,7 @@
  * one pass: the bits of an element depend on its own inputs alone, never on where
  * its extent starts, on the number of threads or on the width of the vector unit.
  *
- * A rule declares what it needs; all rules here need elements only.  Scalars (1 - beta,
+ * A rule declares what it needs: elements only, or sums over blocks (stats.h).  Scalars (1 - beta,
  * bias corrections, lr / b1) are computed once per step in double on the host and
  * rounded once to fp32.
  *
@@ -47,6 +47,12 @@
  *     mars           exp_avg, exp_avg_sq, prev_grad      gamma
  *     sgd            momentum_buffer                     momentum, nesterov; decay as L2
  *
+ * and over sums, with vectors beside the states:
+ *
+ *     adam_mini      exp_avg                             a second moment for each block
+ *     adafactor                                          a second moment of rank one
+ *     came           exp_avg                             adafactor, averaged and damped
+ *
  * States start as zeros; what a rule does differently at its first step is in its scalars.
  */
 
@@ -66,6 +72,8 @@ struct optim_hyper {
     double clip_threshold;     /* adafactor, came: largest rms of an update; 0: 1 */
     bool scale_parameter;      /* adafactor: lr is relative to the rms of the tensor */
     bool relative_step;        /* adafactor: min(1e-2, 1 / sqrt(step)) instead of lr */
+    bool cautious;             /* element-wise rules with decoupled decay: see stats_elements.c */
+    bool tensor_clip;          /* mars: the corrected gradient of a tensor has norm 1 at most */
 };
 
 /* Scalars of one step, ready for kernels.  Opaque to callers but copyable. */
@@ -98,6 +106,7 @@ struct optim_rule {
     optim_kernel_fn *kernel_scalar;       /* the specification */
     optim_kernel_fn *kernel;              /* the fastest form for this CPU; the same bytes */
     const struct optim_stats_rule *stats; /* OPTIM_NEEDS_BLOCK_SUMS: instead of kernels; stats.h */
+    bool decay_in_gradient;               /* weight decay joins the gradient (L2) */
 };
 
 /* The rule called `name` ("adamw", "lion", ...), or SHOAL_ERR_CONFIG with the nearest match. */

@@ -39,6 +39,7 @@ enum optim_scalar {
     ADOPT_CLIP = SCALAR_OWN,
 
     MARS_CORRECTION = SCALAR_OWN, /* gamma * beta1 / (1 - beta1) */
+    MARS_CLIP,                    /* factor of the corrected gradient, 1 without tensor_clip */
 
     SGD_MOMENTUM = SCALAR_OWN,
     SGD_BUFFER_SHARE, /* of the momentum buffer and of the gradient in the update */
@@ -79,3 +80,8 @@ typedef void optim_squares_fn(const float *grad, size_t n_quanta, double *sums);
 optim_squares_fn optim_squares_scalar;
 optim_squares_fn optim_squares_avx2;
 optim_squares_fn optim_squares_avx512;
+
+/* The two parts of optim_sum_squares: one double per quantum, and their exact sum. */
+void optim_quantum_squares(struct pool *pool, const float *grad, size_t n_quanta, double *sums);
+void optim_add_quanta(struct pool *pool, const double *sums, size_t n_quanta,
+                      struct exact_sum *sum);

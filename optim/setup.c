@@ -102,7 +102,7 @@ static shoal_status resolve_stats(struct optim_setup *setup, int index)
     const struct optim_group *group = &setup->groups[tensor->group];
     int64_t most = 0;
 
-    if (tensor->rule->needs != OPTIM_NEEDS_BLOCK_SUMS)
+    if (optim_stats_of(tensor->rule, &group->hyper) == NULL)
         return SHOAL_OK;
     tensor->stats = calloc(1, sizeof *tensor->stats);
     if (tensor->stats == NULL)
@@ -113,8 +113,8 @@ static shoal_status resolve_stats(struct optim_setup *setup, int index)
         most = tensor->stats->n_limbs[pass] > most ? tensor->stats->n_limbs[pass] : most;
     tensor->limbs_at = setup->n_limbs;
     setup->n_limbs += (size_t)most;
-    if (tensor->rule->stats->n_passes > setup->n_passes)
-        setup->n_passes = tensor->rule->stats->n_passes;
+    if (tensor->stats->how->n_passes > setup->n_passes)
+        setup->n_passes = tensor->stats->how->n_passes;
     return SHOAL_OK;
 }
 

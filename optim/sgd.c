@@ -34,6 +34,7 @@ struct optim_rule_forms optim_sgd = {
             .state_names = {"momentum_buffer"},
             .scalars = sgd_scalars,
             .kernel_scalar = optim_sgd_scalar,
+            .decay_in_gradient = true,
         },
     .kernels = {optim_sgd_scalar, optim_sgd_avx2, optim_sgd_avx512},
 };

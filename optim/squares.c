@@ -57,15 +57,21 @@ static void square_tile(void *arg, size_t tile, int thread)
     merge_atomically(job->sum, &part);
 }
 
-void optim_sum_squares(struct pool *pool, const float *grad, size_t n, struct exact_sum *sum)
+static optim_squares_fn *best_kernel(void)
 {
     static optim_squares_fn *const kernels[] = {
         [ISA_SCALAR] = optim_squares_scalar,
         [ISA_AVX2] = optim_squares_avx2,
         [ISA_AVX512] = optim_squares_avx512,
     };
+
+    return kernels[isa_best()];
+}
+
+void optim_sum_squares(struct pool *pool, const float *grad, size_t n, struct exact_sum *sum)
+{
     struct squares_job job = {
-        .squares = kernels[isa_best()],
+        .squares = best_kernel(),
         .grad = grad,
         .n_quanta = n / QUANTUM,
         .sum = sum,
@@ -73,4 +79,59 @@ void optim_sum_squares(struct pool *pool, const float *grad, size_t n, struct ex
 
     assert(n % QUANTUM == 0);
     pool_run(pool, (job.n_quanta + TILE_QUANTA - 1) / TILE_QUANTA, square_tile, &job);
+}
+
+/* ---- in two parts: the device's and the host's ---- */
+
+struct quanta_job {
+    optim_squares_fn *squares;
+    const float *grad;
+    size_t n_quanta;
+    double *out;
+    const double *in;
+    struct exact_sum *sum;
+};
+
+static size_t tile_count(const struct quanta_job *job, size_t first)
+{
+    const size_t rest = job->n_quanta - first;
+
+    return rest < TILE_QUANTA ? rest : TILE_QUANTA;
+}
+
+static void make_tile(void *arg, size_t tile, int thread)
+{
+    const struct quanta_job *job = arg;
+    const size_t first = tile * TILE_QUANTA;
+
+    (void)thread;
+    job->squares(job->grad + first * QUANTUM, tile_count(job, first), job->out + first);
+}
+
+static void add_tile(void *arg, size_t tile, int thread)
+{
+    const struct quanta_job *job = arg;
+    const size_t first = tile * TILE_QUANTA, count = tile_count(job, first);
+    struct exact_sum part;
+
+    (void)thread;
+    exact_sum_clear(&part);
+    for (size_t q = first; q < first + count; q++)
+        exact_sum_add(&part, job->in[q]);
+    merge_atomically(job->sum, &part);
+}
+
+void optim_quantum_squares(struct pool *pool, const float *grad, size_t n_quanta, double *sums)
+{
+    struct quanta_job job = {
+        .squares = best_kernel(), .grad = grad, .n_quanta = n_quanta, .out = sums};
+
+    pool_run(pool, (n_quanta + TILE_QUANTA - 1) / TILE_QUANTA, make_tile, &job);
+}
+
+void optim_add_quanta(struct pool *pool, const double *sums, size_t n_quanta, struct exact_sum *sum)
+{
+    struct quanta_job job = {.n_quanta = n_quanta, .in = sums, .sum = sum};
+
+    pool_run(pool, (n_quanta + TILE_QUANTA - 1) / TILE_QUANTA, add_tile, &job);
 }

@@ -49,23 +49,35 @@ float stats_mean(double sum, int64_t count, double eps)
     return (float)fmin(mean, 0x1p126);
 }
 
+const struct optim_stats_rule *optim_stats_of(const struct optim_rule *rule,
+                                              const struct optim_hyper *hyper)
+{
+    if (rule->stats != NULL)
+        return rule->stats;
+    return hyper->cautious || stats_clips(rule, hyper) ? &optim_elements_stats : NULL;
+}
+
 shoal_status optim_stats_init(const struct optim_rule *rule, const struct optim_hyper *hyper,
                               const struct tensor *tensor, struct optim_stats *stats_out)
 {
-    if (rule->stats == NULL)
+    const struct optim_stats_rule *how = optim_stats_of(rule, hyper);
+
+    if (how == NULL)
         return fail(SHOAL_ERR_INTERNAL, "optimizer %s: it has no statistics", rule->name);
+    if (hyper->cautious && (rule->stats != NULL || rule->decay_in_gradient))
+        return fail(SHOAL_ERR_CONFIG,
+                    "optimizer %s: it cannot be cautious; expected an element-wise rule with "
+                    "decoupled weight decay",
+                    rule->name);
     if (tensor->n_elements < 1 || tensor->n_elements > STATS_MAX_ELEMENTS)
         return fail(SHOAL_ERR_CONFIG,
                     "optimizer %s: tensor %s has %lld elements, expected 1 to %lld", rule->name,
                     tensor->name, (long long)tensor->n_elements, (long long)STATS_MAX_ELEMENTS);
 
-    struct optim_stats stats = {
-        .rule = rule,
-        .kernels = rule->stats->kernels[isa_best()],
-        .n_elements = tensor->n_elements,
-    };
+    struct optim_stats stats = {.rule = rule, .how = how, .n_elements = tensor->n_elements};
 
-    SHOAL_TRY(rule->stats->init(hyper, tensor, &stats));
+    optim_stats_use(&stats, isa_name(isa_best()));
+    SHOAL_TRY(how->init(hyper, tensor, &stats));
     *stats_out = stats;
     return SHOAL_OK;
 }
@@ -74,7 +86,8 @@ bool optim_stats_use(struct optim_stats *stats, const char *isa)
 {
     for (enum isa form = ISA_SCALAR; form <= isa_best(); form++) {
         if (strcmp(isa_name(form), isa) == 0) {
-            stats->kernels = stats->rule->stats->kernels[form];
+            stats->kernels = stats->how->kernels[form];
+            stats->element_kernel = optim_kernel_for(stats->rule, isa);
             return true;
         }
     }
@@ -94,15 +107,14 @@ void optim_stats_accumulate(const struct optim_stats *stats, const struct optim_
                             int pass, const struct optim_extent *tile, int64_t first,
                             const float *const *vectors, int64_t *limbs)
 {
-    assert(is_tile(stats, tile, first));
-    if (stats->n_limbs[pass] > 0)
-        stats->kernels->accumulate(stats, step, pass, tile, first, vectors, limbs);
+    assert(is_tile(stats, tile, first) && stats->n_limbs[pass] > 0);
+    stats->kernels->accumulate(stats, step, pass, tile, first, vectors, limbs);
 }
 
 void optim_stats_finish(const struct optim_stats *stats, const struct optim_stats_step *step,
                         int pass, int64_t *limbs, float *const *vectors)
 {
-    stats->rule->stats->finish(stats, step, pass, limbs, vectors);
+    stats->how->finish(stats, step, pass, limbs, vectors);
 }
 
 void optim_stats_apply(const struct optim_stats *stats, const struct optim_stats_step *step,

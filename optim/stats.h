@@ -4,19 +4,22 @@
 
 /*
  * Statistics: what a rule of OPTIM_NEEDS_BLOCK_SUMS (adam_mini, adafactor, came) must know about
- * more than one element, as pure functions over tiles.  The caller makes operations of them.
+ * more than one element, and an element-wise rule with an option that looks at whole tensors
+ * (cautious, mars with tensor_clip), as pure functions over tiles.  The caller makes operations of
+ * them.
  *
  * A step has n_passes passes.  In each pass every tile of a tensor adds integers to limbs; limbs
  * are summed over threads and ranks in any order; finish turns the sums into small fp32 vectors,
  * which all ranks hold whole and alike.  Then apply updates the tiles.  For one tensor:
  *
- *     for each pass p with n_limbs[p] > 0, or else for finish alone:
+ *     for each pass p with n_limbs[p] > 0:
  *         every thread zeroes n_limbs[p] limbs of its own and calls accumulate on its tiles
  *         limbs are added up, int64 by int64, over the threads and then over the ranks
  *         finish on every rank
  *     apply on every tile of this rank
  *
- * A rank without elements of the tensor only adds zeros and calls finish.  All of it is skipped if
+ * Every element is given to accumulate once, by the one rank that owns it, and its extents and states
+ * stay the same until apply.  A rank without elements of the tensor only adds zeros and calls finish.  All of it is skipped if
  * the gradient norm is not finite.  The caller allocates, per tensor: for each vector k
  * vector_elements[k] floats (those of saved vectors hold zeros before step 1 and outlive the step;
  * the others may be shared by tensors that are not between their first pass and apply); per thread
@@ -53,15 +56,17 @@ struct optim_part {
 /* The statistics of one tensor under one rule; no memory of its own, valid as long as the rule. */
 struct optim_stats {
     const struct optim_rule *rule;
+    const struct optim_stats_rule *how;        /* passes, vectors */
     const struct optim_stats_kernels *kernels; /* of this CPU */
 
     /* The shape that the rule sees; cols = 0: single elements, no blocks, rows or columns. */
     int64_t n_elements, rows, cols;
     int n_parts; /* adam_mini's blocks */
     struct optim_part parts[STATS_MAX_PARTS];
-    bool scale_parameter;
+    bool scale_parameter;            /* adafactor */
+    optim_kernel_fn *element_kernel; /* of an element-wise rule */
 
-    /* As in rule->stats: vectors there in the same order; 0 where this tensor has none. */
+    /* Vectors in the order of how->vectors; 0 where this tensor has none, or adds none. */
     int64_t vector_elements[STATS_MAX_VECTORS];
     int64_t n_limbs[STATS_MAX_PASSES];
     unsigned reads[STATS_MAX_PASSES];
@@ -81,21 +86,27 @@ struct optim_vector {
     bool saved;       /* state, stored in checkpoints; otherwise scratch of the step */
 };
 
-/* What a rule of OPTIM_NEEDS_BLOCK_SUMS adds to struct optim_rule. */
+/* What a rule of OPTIM_NEEDS_BLOCK_SUMS adds to struct optim_rule; the same for all tensors. */
 struct optim_stats_rule {
     int n_passes;
     int n_vectors;
     struct optim_vector vectors[STATS_MAX_VECTORS];
     const struct optim_stats_kernels *kernels[3]; /* by enum isa */
+    /* Fill the shape, vector_elements, n_limbs and reads; the members above them are set. */
     shoal_status (*init)(const struct optim_hyper *hyper, const struct tensor *tensor,
-                         struct optim_stats *stats); /* rule, kernels, sizes are set */
+                         struct optim_stats *stats);
     void (*finish)(const struct optim_stats *stats, const struct optim_stats_step *step, int pass,
                    int64_t *limbs, float *const *vectors);
 };
 
+/* Passes and vectors of a rule with these options; NULL: element-wise, update it by its kernel. */
+const struct optim_stats_rule *optim_stats_of(const struct optim_rule *rule,
+                                              const struct optim_hyper *hyper);
+
 /*
- * The statistics of `tensor` under `rule`.  SHOAL_ERR_CONFIG if the rule cannot treat the tensor:
- * too large for limbs that must not overflow, or not the shape its role says.
+ * The statistics of `tensor` under `rule`.  SHOAL_ERR_INTERNAL if it has none, SHOAL_ERR_CONFIG if the rule cannot treat the tensor:
+ * too large for limbs that must not overflow, not the shape its role says, or
+ * the rule does not go with an option.
  */
 shoal_status optim_stats_init(const struct optim_rule *rule, const struct optim_hyper *hyper,
                               const struct tensor *tensor, struct optim_stats *stats_out);

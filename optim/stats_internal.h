@@ -75,6 +75,17 @@ static inline float stats_average(float average, float kept, float x, float shar
     return isnan(sum) ? NAN : sum;
 }
 
+/* ---- options of element-wise rules, stats_elements.c ---- */
+
+enum { ELEMENTS_CLIP, ELEMENTS_MASK, ELEMENTS_VECTORS }; /* passes, and vectors of one element */
+
+/* tensor_clip is set and the rule heeds it. */
+bool stats_clips(const struct optim_rule *rule, const struct optim_hyper *hyper);
+
+extern const struct optim_stats_rule optim_elements_stats;
+extern const struct optim_stats_kernels optim_elements_scalar, optim_elements_avx2,
+    optim_elements_avx512;
+
 /* ---- adam_mini ---- */
 
 enum { MINI_AVG_SQ, MINI_DENOMINATOR, MINI_VECTORS };

@@ -103,3 +103,20 @@ OPTIM_INLINE void add_exactly(const float *x, size_t n, int64_t *limbs)
     square_all(x, n, squares);
     exact_sum_add((struct exact_sum *)(void *)limbs, sum_in_lanes(squares, n));
 }
+
+/* p = master * decay - u * size; at most one quantum. */
+OPTIM_INLINE void move_weights(const struct optim_extent *tile, size_t at, size_t n,
+                               const float *restrict u, float decay, float size, bool with_param)
+{
+    const float decay_factor = tile->decay ? decay : 1.0f;
+    float *restrict master = tile->master + at;
+    bf16_t *restrict param = with_param ? tile->param + at : NULL;
+
+    for (size_t i = 0; i < n; i++) {
+        const float p = one_nan(master[i] * decay_factor - u[i] * size);
+
+        master[i] = p;
+        if (with_param)
+            param[i] = bf16_from_f32(p);
+    }
+}

@@ -78,8 +78,8 @@
 
 /*
  * ops, relative to the largest element of the array (array_expect), u = 2^-24.
- * fp32: sums of at most 800 terms in the tests; their errors grow like the root of the number of
- *   terms, sqrt(800) u < 29 u, each term itself a few roundings (exp: 2 ulp = 4 u): taken as 128 u.
+ * fp32: sums of at most 1300 terms in the tests; their errors grow like the root of the number of
+ *   terms, sqrt(1300) u < 37 u, each term itself a few roundings (exp: 2 ulp = 4 u): taken as 128 u.
  * bf16 output: one rounding of an fp32 result and the fp32 error.  A significand of 8 bits rounds
  *   numbers just above a power of two by 2^-8 of their size at most.
  * bf16 attention gradient: delta = dY · Y uses the rounded Y beside the output's own rounding.
@@ -107,3 +107,37 @@
  * of the R - 1 additions rounds by at most half an ulp, in both sums.
  */
 #define TOL_F32_SUM_ORDER(R) (2.0 * ((R)-1) * TOL_F32_ROUND)
+
+/*
+ * Our own CUDA kernels against the cpu's fp32 ops, relative to the largest element: the promise of
+ * models/ops/cuda/kernels.h.  Two results, each within TOL_OPS_F32 of the definition, may differ by
+ * twice that; 1e-5 is asked.  A bf16 output is rounded once more.
+ * Stored logits of bf16 are read exactly, so losses keep fp32's tolerance.
+ */
+#define TOL_GPU_F32      1e-5
+#define TOL_GPU_BF16_OUT (TOL_BF16_ROUND + TOL_GPU_F32)
+
+/*
+ * Attention on tensor cores: P is rounded to bf16 before its product with V, an error of at most
+ * 2^-8 of the sum's largest value, beside the output's own rounding.  In the gradient P and dS are
+ * rounded: the errors of a sum's terms have random signs, and grow against the largest element as
+ * the sum does; one rounding more is allowed.
+ */
+#define TOL_GPU_TENSOR_OUT  (2 * TOL_BF16_ROUND + TOL_GPU_F32)
+#define TOL_GPU_TENSOR_GRAD (3 * TOL_BF16_ROUND + TOL_GPU_F32)
+
+/*
+ * The cuda head keeps logits in bf16: each is off by 2^-9 of itself at most, rounded up to the
+ * rounding just above a power of two; a loss is the difference of two such, a probability is off by
+ * the same relative amount.
+ */
+#define TOL_CUDA_BF16_LOSS(largest_logit) (2 * TOL_BF16_ROUND * (largest_logit))
+
+/*
+ * cuda attention in bf16 rounds probabilities (2^-9 each on average, of either sign) before their
+ * product with v, and y once: within two roundings of the largest element.  Its gradients are made
+ * of the rounded y, of probabilities and dS that are rounded before their products, and of one
+ * rounding at the end; with grouped heads each head's part of dK and dV is rounded before their sum.
+ */
+#define TOL_CUDA_BF16_ATTENTION      (2 * TOL_BF16_ROUND + TOL_OPS_F32)
+#define TOL_CUDA_BF16_ATTENTION_GRAD (4 * TOL_BF16_ROUND + TOL_OPS_F32)

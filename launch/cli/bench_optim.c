@@ -92,6 +92,9 @@ static shoal_status make_slots(struct matrix *m, int64_t n)
     SHOAL_TRY(slot(m, (size_t)n * sizeof(float), &m->refs.grad));
     SHOAL_TRY(slot(m, (size_t)n * bits / 8, &m->refs.master));
     SHOAL_TRY(slot(m, (size_t)n * sizeof(bf16_t), &m->refs.param));
+    SHOAL_TRY(slot(m, optim_vectors_bytes(m->setup, 0), &m->refs.vectors));
+    SHOAL_TRY(
+        slot(m, (size_t)pool_size(m->pool) * m->setup->n_limbs * sizeof(int64_t), &m->refs.limbs));
     for (int kind = 0; kind < OPTIM_MAX_KINDS; kind++)
         SHOAL_TRY(slot(m, kind < m->setup->n_kinds ? optim_kind_bytes(m->setup, 0, kind, all) : 0,
                        &m->refs.kinds[kind]));
@@ -113,6 +116,17 @@ static void matrix_fini(struct matrix *m)
     layout_destroy(m->layout);
 }
 
+/* The passes of sums that a rule needs, and the update. */
+static shoal_status append_update(struct matrix *m, struct shard all, int index)
+{
+    for (int pass = 0; pass < m->setup->n_passes; pass++) {
+        SHOAL_TRY(
+            optim_op_sums(m->sched, m->pool, m->setup, 0, pass, all, all, all, &m->refs, &m->step));
+        SHOAL_TRY(optim_op_sums_finish(m->sched, m->setup, 0, pass, &m->refs, &m->step));
+    }
+    return optim_op_update(m->sched, m->pool, m->setup, 0, index, all, all, &m->refs, &m->step);
+}
+
 static shoal_status matrix_init(struct matrix *m, const struct bench *bench, int64_t n, int threads,
                                 int n_updates)
 {
@@ -121,14 +135,16 @@ static shoal_status matrix_init(struct matrix *m, const struct bench *bench, int
     *m = (struct matrix){.step.grad_scale = 1};
     SHOAL_TRY(make_layout(m, n));
     SHOAL_TRY(make_setup(m, bench));
-    SHOAL_TRY(make_slots(m, n));
     SHOAL_TRY(pool_create(threads, 0, &m->pool));
+    SHOAL_TRY(make_slots(m, n));
     SHOAL_TRY(sched_create("bench", m->plan, &m->sched));
     for (int i = 0; i < n_updates; i++)
-        SHOAL_TRY(optim_op_update(m->sched, m->pool, m->setup, 0, i, all, all, &m->refs, &m->step));
+        SHOAL_TRY(append_update(m, all, i));
     rng_fill_normal(1, 1, 0, 0, (size_t)n, 0.01f, plan_ref(m->plan, m->refs.grad));
     optim_step_begin(m->setup, 1e-3, 1, 1, &m->step);
-    m->bytes = sched_op(m->sched, 0)->bytes;
+    for (int i = 0; i < sched_count(m->sched); i++)
+        m->bytes += sched_op(m->sched, i)->bytes / (uint64_t)n_updates;
+    m->step.grad_squares = 1e-4 * (double)n; /* the squares of 0.01 */
     return exec_prepare(m->sched);
 }
 
@@ -213,25 +229,24 @@ static shoal_status measure(const struct bench *bench, int64_t elements, int thr
 static shoal_status run_all(struct bench *bench, const struct command_line *line, int64_t elements,
                             int threads)
 {
-    static const char *const rules[] = {"adamw", "lion", "adam", "adam_atan2", "ademamix",
-                                        "adopt", "mars", "sgd",  NULL};
-    static const char *const states[] = {"fp32", "bf16", "int8", "int4", "bnb8", "fp8", NULL};
-    static const char *const masters[] = {"fp32", "split16", "ecc8", "bf16sr", NULL};
+    static const char *const rules[] = {"adamw",     "lion",      "adam", "adam_atan2",
+                                        "ademamix",  "adopt",     "mars", "sgd",
+                                        "adam_mini", "adafactor", "came", NULL};
     const char *rule = option_text(line, "rule"), *state = option_text(line, "state");
     const char *master = option_text(line, "master");
     const bool all = option_is_set(line, "all");
 
-    for (int r = 0; rules[r] != NULL; r++)
-        for (int s = 0; states[s] != NULL; s++)
-            for (int w = 0; masters[w] != NULL; w++) {
+    for (int r = 0; rules[r] != NULL && (rule == NULL || r == 0); r++)
+        for (int c = 0; codec_name(c) != NULL && (state == NULL || c == 0); c++)
+            for (int w = 0; master_codec_name(w) != NULL && (master == NULL || w == 0); w++) {
                 bench->rule = rule != NULL ? rule : rules[r];
-                bench->state = state != NULL ? state : states[s];
-                bench->master = master != NULL ? master : masters[w];
-                /* By default: every rule with fp32, and adamw and lion with everything. */
-                if ((rule != NULL && r > 0) || (state != NULL && s > 0) ||
-                    (master != NULL && w > 0))
+                bench->state = state != NULL ? state : codec_name(c);
+                bench->master = master != NULL ? master : master_codec_name(w);
+                /* Adafactor has no state for a codec to hold. */
+                if (state == NULL && c > 0 && strcmp(bench->rule, "adafactor") == 0)
                     continue;
-                if (!all && rule == NULL && r > 1 && s + w > 0)
+                /* By default: every rule with fp32, and adamw and lion with everything. */
+                if (!all && rule == NULL && r > 1 && c + w > 0)
                     continue;
                 SHOAL_TRY(measure(bench, elements, threads));
             }

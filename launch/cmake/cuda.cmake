@@ -11,6 +11,23 @@ set(SHOAL_WITH_CUDA OFF)
 set(shoal_cuda_text "off")
 set(shoal_cuda_oldest 12.4)
 
+# cuDNN and NCCL may come with Python: nvidia/cudnn/{include,lib}, nvidia/nccl/..., whose libraries
+# have no development links.  Such folders, of the python3 on the PATH, go behind all others.
+function(shoal_python_roots roots_out)
+    set(roots "")
+    find_program(SHOAL_PYTHON python3)
+    mark_as_advanced(SHOAL_PYTHON)
+    if(SHOAL_PYTHON)
+        execute_process(COMMAND ${SHOAL_PYTHON} -c "import nvidia; print(*nvidia.__path__, sep=';', end='')"
+                        OUTPUT_VARIABLE packages ERROR_QUIET)
+        foreach(package ${packages})
+            file(GLOB folders LIST_DIRECTORIES true ${package}/*)
+            list(APPEND roots ${folders})
+        endforeach()
+    endif()
+    set(${roots_out} ${roots} PARENT_SCOPE)
+endfunction()
+
 # Finds everything; names what is missing in shoal_cuda_missing.
 macro(shoal_find_cuda)
     set(shoal_cuda_missing "")
@@ -29,13 +46,20 @@ macro(shoal_find_cuda)
     if(shoal_cuda_version VERSION_LESS shoal_cuda_oldest)
         list(APPEND shoal_cuda_missing "nvcc ${shoal_cuda_oldest} or newer")
     endif()
-    find_path(SHOAL_CUDA_INCLUDE cuda_runtime_api.h HINTS ${roots} PATH_SUFFIXES include)
-    find_path(SHOAL_CUDNN_INCLUDE cudnn_backend.h HINTS ${roots} PATH_SUFFIXES include)
-    find_path(SHOAL_NCCL_INCLUDE nccl.h HINTS ${roots} PATH_SUFFIXES include)
-    foreach(row "CUDART;cudart" "CUBLASLT;cublasLt" "CUDNN;cudnn" "NCCL;nccl")
+    shoal_python_roots(python_roots)
+    find_path(SHOAL_CUDA_INCLUDE cuda_runtime_api.h HINTS ${roots}
+              PATHS ${python_roots} PATH_SUFFIXES include)
+    find_path(SHOAL_CUDNN_INCLUDE cudnn_backend.h HINTS ${roots}
+              PATHS ${python_roots} PATH_SUFFIXES include)
+    find_path(SHOAL_NCCL_INCLUDE nccl.h HINTS ${roots}
+              PATHS ${python_roots} PATH_SUFFIXES include)
+    foreach(row "CUDART;cudart;13;12" "CUBLASLT;cublasLt;13;12" "CUDNN;cudnn;9" "NCCL;nccl;2")
         list(GET row 0 prefix)
         list(GET row 1 library)
-        find_library(SHOAL_${prefix}_LIBRARY ${library} HINTS ${roots} PATH_SUFFIXES lib64 lib)
+        list(SUBLIST row 2 -1 versions)
+        list(TRANSFORM versions REPLACE "(.+)" "lib${library}.so.\\1")
+        find_library(SHOAL_${prefix}_LIBRARY NAMES ${library} ${versions} HINTS ${roots}
+                     PATHS ${python_roots} PATH_SUFFIXES lib64 lib)
         if(NOT SHOAL_${prefix}_LIBRARY)
             list(APPEND shoal_cuda_missing "${library}")
         endif()
@@ -91,6 +115,8 @@ if(SHOAL_WITH_CUDA)
         shoal_cuda SYSTEM INTERFACE ${SHOAL_CUDA_INCLUDE} ${SHOAL_CUDNN_INCLUDE} ${SHOAL_NCCL_INCLUDE})
     target_link_libraries(shoal_cuda INTERFACE ${SHOAL_CUDART_LIBRARY} ${SHOAL_CUBLASLT_LIBRARY}
                                                ${SHOAL_CUDNN_LIBRARY} ${SHOAL_NCCL_LIBRARY} stdc++)
+    # The libraries are hundreds of megabytes: only programs that call them load them.
+    target_link_options(shoal_cuda INTERFACE -Wl,--as-needed)
 
     # Kernels round as the CPU does: no contraction, IEEE division and square root, no flush to zero.
     add_library(shoal_cuda_rules INTERFACE)

@@ -67,7 +67,8 @@ function(shoal_folder name)
     endif()
 endfunction()
 
-# shoal_test(NAME SOURCES... LINKS folders...): a Criterion binary, one ctest entry.
+# shoal_test(NAME SOURCES... LINKS folders...): a Criterion binary, one ctest entry.  One whose name
+# holds the word gpu or cudnn gets ctest's label gpu in builds with CUDA.
 function(shoal_test name)
     cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;LINKS" ${ARGN})
     add_executable(test_${name} ${arg_SOURCES})
@@ -81,6 +82,18 @@ function(shoal_test name)
     endif()
     add_test(NAME ${name} COMMAND test_${name})
     set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT})
+    if(SHOAL_WITH_CUDA AND name MATCHES "(^|_)(gpu|cudnn)(_|$)")
+        set_tests_properties(${name} PROPERTIES LABELS gpu)
+        shoal_gpu_needs(test_${name})
+    endif()
+endfunction()
+
+# shoal_gpu_needs(TARGETS...): built by the target gpu_tests, for tests/gpu/run.
+function(shoal_gpu_needs)
+    if(NOT TARGET gpu_tests)
+        add_custom_target(gpu_tests)
+    endif()
+    add_dependencies(gpu_tests ${ARGN})
 endfunction()
 
 # shoal_worker(NAME SOURCES... LINKS folders...): a plain program for mpirun (0 pass, 1 fail, 77 skip).

@@ -148,6 +148,7 @@ static shoal_status prepare(struct trainer *trainer)
     if (status == SHOAL_OK)
         status = open_random_data(trainer);
     SHOAL_TRY(comm_agree(comm, status));
+    SHOAL_TRY(train_device_connect(trainer));
     comm_use_pool(comm, trainer->pool);
     SHOAL_TRY(comm_agree(comm, train_build(trainer)));
     SHOAL_TRY(train_memory_take(trainer));

@@ -53,6 +53,7 @@ static shoal_status eval_units(const struct build *build, const struct build_env
     const struct policy *policy = &build->policy;
     struct model_op_shape shape = {.B = policy->B, .T = policy->T, .dtype = policy->compute};
 
+    SHOAL_TRY(train_op_tokens(sched, build, env, policy->B * policy->T));
     for (int unit = 0; unit < build->n_units; unit++) {
         struct model_refs refs = no_refs(build, env, unit);
         refs.tokens = build->tokens;
@@ -66,7 +67,7 @@ static shoal_status eval_units(const struct build *build, const struct build_env
         SHOAL_TRY(gather_for(build, env, sched, unit));
         SHOAL_TRY(model_op_forward(sched, build->model, env->ops, unit, -1, shape, &refs));
     }
-    return SHOAL_OK;
+    return train_op_losses(sched, build, env, policy->B * policy->T);
 }
 
 static shoal_status decode_units(const struct build *build, const struct build_env *env,
@@ -77,6 +78,8 @@ static shoal_status decode_units(const struct build *build, const struct build_e
         .B = 1, .T = 1, .T_max = policy->sample_tokens, .dtype = policy->compute};
     size_t cache = model_cache_bytes(build->model, policy->sample_tokens, policy->compute);
 
+    SHOAL_TRY(train_op_copy(sched, build, env, OP_DATA, build->host_token, build->decode_token,
+                            sizeof(int32_t)));
     for (int unit = 0; unit < build->n_units; unit++) {
         struct model_refs refs = no_refs(build, env, unit);
         refs.tokens = build->decode_token;
@@ -90,7 +93,8 @@ static shoal_status decode_units(const struct build *build, const struct build_e
         SHOAL_TRY(gather_for(build, env, sched, unit));
         SHOAL_TRY(model_op_decode(sched, build->model, env->ops, unit, shape, &refs));
     }
-    return SHOAL_OK;
+    return train_op_copy(sched, build, env, OP_DATA, build->logits, build->host_logits,
+                         (size_t)model_config(build->model)->vocab * sizeof(float));
 }
 
 typedef shoal_status add_units_fn(const struct build *build, const struct build_env *env,

@@ -111,23 +111,32 @@ static shoal_status weight_slots(struct build *build, int unit)
                                  &build->vectors[unit]);
 }
 
-/* Gathered units: the embedding has a slot of its own (a tied head needs both at once). */
+/*
+ * Gathered units: the embedding has a slot of its own (a tied head needs both at once).  With
+ * prefetch neighbours have different slots of the ring, so that one is filled while the other is
+ * read.
+ */
 static shoal_status gather_slots(struct build *build)
 {
-    size_t ring = 0, width = dtype_bytes(build->policy.compute);
+    size_t width = dtype_bytes(build->policy.compute);
+    int n_ring = build->policy.prefetch ? 2 : 1;
 
     if (!build->policy.shards_params)
         return SHOAL_OK;
-    for (int unit = 0; unit < build->n_units; unit++)
-        if (unit != build->embed && build_unit_elements(build, unit) > ring)
-            ring = build_unit_elements(build, unit);
-    SHOAL_TRY(slot(build, PLAN_GATHER, SPACE_SHARED, ring * width, "gathered", "unit",
-                   &build->gather_ring));
+    for (int at = 0; at < n_ring; at++) {
+        size_t most = 0;
+        for (int unit = build->embed + 1; unit < build->n_units; unit++)
+            if (unit % n_ring == at && build_unit_elements(build, unit) > most)
+                most = build_unit_elements(build, unit);
+        SHOAL_TRY(slot(build, PLAN_GATHER, SPACE_SHARED, most * width, "gathered", "unit",
+                       &build->gather_ring[at]));
+    }
     SHOAL_TRY(slot(build, PLAN_GATHER, SPACE_SHARED,
                    build_unit_elements(build, build->embed) * width, "gathered", "embed",
                    &build->gather_embed));
     for (int unit = 0; unit < build->n_units; unit++)
-        build->full[unit] = unit == build->embed ? build->gather_embed : build->gather_ring;
+        build->full[unit] =
+            unit == build->embed ? build->gather_embed : build->gather_ring[unit % n_ring];
     return SHOAL_OK;
 }
 
@@ -184,6 +193,33 @@ static shoal_status own_buffers(struct build *build, enum space space, int first
 }
 
 /*
+ * Where backward writes the gradient of one microbatch that is reduced at once.  With prefetch
+ * neighbouring units take turns, so that the next is written while this one is reduced.
+ */
+static shoal_status full_slots(struct build *build)
+{
+    int n_ring = build->policy.prefetch ? 2 : 1;
+
+    for (int at = 0; at < n_ring; at++) {
+        struct slot_ref common = SLOT_NONE;
+        size_t most = 0;
+        for (int unit = at; unit < build->n_units; unit += n_ring)
+            if (build_unit_elements(build, unit) > most)
+                most = build_unit_elements(build, unit);
+        SHOAL_TRY(slot(build, PLAN_GRAD, SPACE_WINDOW, most * sizeof(float), "gradient", "common",
+                       &common));
+        for (int unit = at; unit < build->n_units; unit += n_ring)
+            build->streams[unit].full = common;
+    }
+    /* The head's own gradient and its part of the embedding's are alive together. */
+    if (build->n_streams > build->n_units)
+        SHOAL_TRY(slot(build, PLAN_GRAD, SPACE_WINDOW,
+                       build_unit_elements(build, build->embed) * sizeof(float), "gradient", "tied",
+                       &build->streams[build->n_units].full));
+    return SHOAL_OK;
+}
+
+/*
  * Gradients.  Either whole units are summed over this rank's microbatches and reduced once
  * (reduce_each false), or each microbatch is reduced and shards are summed (true).  In the
  * horizontal order every unit's counter is alive through the whole step; in the vertical order one
@@ -197,9 +233,7 @@ static shoal_status grad_slots(struct build *build)
     enum space full_space = one ? SPACE_PRIVATE : SPACE_WINDOW;
 
     if (policy->reduce_each && !one) {
-        SHOAL_TRY(shared_buffers(build, SPACE_WINDOW, 0, 1, false, "gradient"));
-        for (int i = 0; i < build->n_streams; i++)
-            build->streams[i].full = build->streams[i].buffers[0];
+        SHOAL_TRY(full_slots(build));
         SHOAL_TRY(own_buffers(build, SPACE_PRIVATE, 0, 1, true));
         if (policy->vertical)
             SHOAL_TRY(shared_buffers(build, SPACE_PRIVATE, 1, depth, true, "gradient sum"));
@@ -274,10 +308,10 @@ static shoal_status small_slots(struct build *build, const struct ops *ops)
                    &build->targets));
     SHOAL_TRY(slot(build, PLAN_DATA, SPACE_PRIVATE, A * rows * sizeof(double), "losses", "",
                    &build->row_loss));
-    SHOAL_TRY(slot(build, PLAN_DATA, SPACE_PRIVATE, ((size_t)policy->T + 1) * sizeof(int32_t),
-                   "window", "", &build->window));
+    SHOAL_TRY(slot(build, PLAN_DATA, policy->separate ? SPACE_HOST : SPACE_PRIVATE,
+                   ((size_t)policy->T + 1) * sizeof(int32_t), "window", "", &build->window));
     if (build->setup->n_limbs > 0)
-        SHOAL_TRY(slot(build, PLAN_OPTIM, SPACE_PRIVATE,
+        SHOAL_TRY(slot(build, PLAN_OPTIM, policy->separate ? SPACE_HOST : SPACE_PRIVATE,
                        (size_t)ops_threads(ops) * build->setup->n_limbs * sizeof(int64_t),
                        "sums of statistics", "", &build->limbs));
     SHOAL_TRY(slot(build, PLAN_SCRATCH, SPACE_PRIVATE,
@@ -344,8 +378,10 @@ static shoal_status reserve_all(struct build *build, const struct ops *ops)
     for (int unit = 0; unit < build->n_units; unit++)
         SHOAL_TRY(weight_slots(build, unit));
     SHOAL_TRY(gather_slots(build));
-    if (build->policy.infer_only)
-        return decode_slots(build, ops);
+    if (build->policy.infer_only) {
+        SHOAL_TRY(decode_slots(build, ops));
+        return build_host_slots(build);
+    }
     for (int unit = 0; unit < build->n_units; unit++)
         stream_init(build, unit, unit, false);
     build->n_streams = build->n_units;
@@ -354,7 +390,8 @@ static shoal_status reserve_all(struct build *build, const struct ops *ops)
     SHOAL_TRY(grad_slots(build));
     SHOAL_TRY(activation_slots(build));
     SHOAL_TRY(small_slots(build, ops));
-    return decode_slots(build, ops);
+    SHOAL_TRY(decode_slots(build, ops));
+    return build_host_slots(build);
 }
 
 shoal_status build_create(const struct policy *policy, const struct model *model,
@@ -375,7 +412,8 @@ shoal_status build_create(const struct policy *policy, const struct model *model
     build->head = model_head_unit(model);
     build->n_blocks = build->n_units - 2;
     build->n_live = policy->vertical ? policy->A : 1;
-    build->gather_embed = build->gather_ring = build->grad_all = build->limbs = SLOT_NONE;
+    build->gather_embed = build->gather_ring[0] = build->gather_ring[1] = SLOT_NONE;
+    build->grad_all = build->limbs = SLOT_NONE;
     SHOAL_TRY_GOTO(plan_create(&build->plan), err);
     SHOAL_TRY_GOTO(alloc_tables(build), err);
     SHOAL_TRY_GOTO(reserve_all(build, ops), err);

@@ -14,6 +14,7 @@ struct step_builder {
     struct build *build;
     const struct build_env *env;
     struct schedule *sched;
+    int ahead; /* the visit that is gathered next, once this one computes; -1: none */
 };
 
 static int live(const struct build *build, int j)
@@ -91,12 +92,15 @@ static struct model_op_shape shape_of(const struct build *build)
                                    .dtype = build->policy.compute};
 }
 
+static shoal_status gather_ahead(struct step_builder *s);
+
 static shoal_status forward(struct step_builder *s, int unit, int j)
 {
     struct model_refs refs = refs_of(s, unit, j);
 
-    return model_op_forward(s->sched, s->build->model, s->env->ops, unit, j, shape_of(s->build),
-                            &refs);
+    SHOAL_TRY(model_op_forward(s->sched, s->build->model, s->env->ops, unit, j, shape_of(s->build),
+                               &refs));
+    return gather_ahead(s);
 }
 
 static size_t stream_elements(const struct build *build, const struct grad_stream *stream)
@@ -167,6 +171,7 @@ static shoal_status backward(struct step_builder *s, int unit, int j)
     }
     SHOAL_TRY(
         model_op_backward(s->sched, build->model, s->env->ops, unit, j, shape_of(build), &refs));
+    SHOAL_TRY(gather_ahead(s));
     SHOAL_TRY(leaf_done(s, stream, j));
     return tied == NULL ? SHOAL_OK : leaf_done(s, tied, j);
 }
@@ -179,42 +184,76 @@ static shoal_status gather_head(struct step_builder *s, int j)
     return gather(s, s->build->head, j);
 }
 
-static shoal_status horizontal(struct step_builder *s)
-{
-    struct build *build = s->build;
+/*
+ * A visit of a unit: its weights are gathered once, then some microbatches go through it.  A round
+ * of visits is forward up to the head, then backward from it.
+ */
+struct visit {
+    int unit;
+    bool backward;
+    int first, end; /* microbatches */
+    int index;      /* of the gather: the microbatch, or -1 for all */
+};
 
-    for (int j = 0; j < build->policy.A; j++) {
-        for (int unit = 0; unit < build->head; unit++) {
-            SHOAL_TRY(gather(s, unit, j));
-            SHOAL_TRY(forward(s, unit, j));
-        }
-        SHOAL_TRY(gather_head(s, j));
-        SHOAL_TRY(backward(s, build->head, j));
-        for (int unit = build->head - 1; unit > build->embed; unit--) {
-            SHOAL_TRY(gather(s, unit, j));
-            SHOAL_TRY(backward(s, unit, j));
-        }
-        SHOAL_TRY(backward(s, build->embed, j)); /* needs no weights */
-    }
+static int round_visits(const struct build *build)
+{
+    return 2 * build->n_units - 1;
+}
+
+static struct visit visit_at(const struct build *build, int k)
+{
+    int round = k / round_visits(build), at = k % round_visits(build);
+    bool backward = at >= build->head;
+    bool all = build->policy.vertical;
+
+    return (struct visit){.unit = backward ? 2 * build->head - at : at,
+                          .backward = backward,
+                          .first = all ? 0 : round,
+                          .end = all ? build->policy.A : round + 1,
+                          .index = all ? -1 : round};
+}
+
+static shoal_status gather_visit(struct step_builder *s, struct visit visit)
+{
+    if (visit.unit == s->build->head)
+        return gather_head(s, visit.index);
+    if (visit.backward && visit.unit == s->build->embed)
+        return SHOAL_OK; /* needs no weights */
+    return gather(s, visit.unit, visit.index);
+}
+
+static shoal_status compute_visit(struct step_builder *s, struct visit visit)
+{
+    for (int j = visit.first; j < visit.end; j++)
+        SHOAL_TRY(visit.backward ? backward(s, visit.unit, j) : forward(s, visit.unit, j));
     return SHOAL_OK;
 }
 
-static shoal_status vertical(struct step_builder *s)
+/*
+ * With prefetch a unit is gathered while the one before it computes; neighbours use different
+ * slots.  It is issued right behind that computation: later, that unit's reduction, which waits
+ * for the computation, would be before it in the lane of communication; earlier, a transport that
+ * blocks would keep the computation from being issued.
+ */
+static shoal_status gather_ahead(struct step_builder *s)
 {
-    struct build *build = s->build;
-    int A = build->policy.A;
+    int k = s->ahead;
 
-    for (int unit = 0; unit < build->head; unit++) {
-        SHOAL_TRY(gather(s, unit, -1));
-        for (int j = 0; j < A; j++)
-            SHOAL_TRY(forward(s, unit, j));
-    }
-    SHOAL_TRY(gather_head(s, -1));
-    for (int unit = build->head; unit >= build->embed; unit--) {
-        if (unit != build->head && unit != build->embed)
-            SHOAL_TRY(gather(s, unit, -1));
-        for (int j = 0; j < A; j++)
-            SHOAL_TRY(backward(s, unit, j));
+    s->ahead = -1;
+    return k < 0 ? SHOAL_OK : gather_visit(s, visit_at(s->build, k));
+}
+
+static shoal_status visits(struct step_builder *s)
+{
+    const struct policy *policy = &s->build->policy;
+    int n = round_visits(s->build) * (policy->vertical ? 1 : policy->A);
+
+    for (int k = 0; k < n; k++) {
+        struct visit visit = visit_at(s->build, k);
+        if (!policy->prefetch || k == 0)
+            SHOAL_TRY(gather_visit(s, visit));
+        s->ahead = policy->prefetch && k + 1 < n ? k + 1 : -1;
+        SHOAL_TRY(compute_visit(s, visit));
     }
     return SHOAL_OK;
 }
@@ -231,19 +270,32 @@ static shoal_status combine_tied(struct step_builder *s)
         build->streams[build->embed].result, build_shard_elements(build, build->embed));
 }
 
+/* A shard may reach past the unit's end, where a shared buffer holds anything. */
+size_t build_norm_elements(const struct build *build, int unit)
+{
+    int64_t left = build->layout->units[unit].n_elements - build_stored(build, unit).begin;
+    int64_t shard = (int64_t)build_shard_elements(build, unit);
+    int64_t n = left < shard ? left : shard;
+
+    return n > 0 ? (size_t)n : 0;
+}
+
 static shoal_status norm(struct step_builder *s)
 {
     struct build *build = s->build;
     struct exact_sum *squares = &s->env->state->sums[SUM_SQUARES];
 
+    SHOAL_TRY(train_op_losses(s->sched, build, s->env,
+                              build->policy.A * build->policy.B * build->policy.T));
+    if (build->policy.separate) {
+        SHOAL_TRY(train_op_squares(s->sched, build, s->env, squares));
+        return train_op_norm(s->sched, build, s->env);
+    }
     for (int unit = 0; unit < build->n_units; unit++) {
-        /* A shard may reach past the unit's end, where a shared buffer holds anything. */
-        int64_t left = build->layout->units[unit].n_elements - build_stored(build, unit).begin;
-        int64_t shard = (int64_t)build_shard_elements(build, unit);
-        int64_t n = left < shard ? left : shard;
+        size_t n = build_norm_elements(build, unit);
         if (n > 0)
             SHOAL_TRY(optim_op_sum_squares(s->sched, s->env->pool, unit,
-                                           build->streams[unit].result, (size_t)n, squares));
+                                           build->streams[unit].result, n, squares));
     }
     return train_op_norm(s->sched, build, s->env);
 }
@@ -315,7 +367,7 @@ shoal_status build_step(struct build *build, const struct build_env *env,
                         struct schedule **sched_out)
 {
     shoal_status status = SHOAL_OK;
-    struct step_builder s = {.build = build, .env = env};
+    struct step_builder s = {.build = build, .env = env, .ahead = -1};
 
     SHOAL_TRY(sched_create("step", build->plan, &s.sched));
     sched_name_units(s.sched, build->unit_names, build->n_units);
@@ -323,7 +375,10 @@ shoal_status build_step(struct build *build, const struct build_env *env,
         build->streams[i].depth = 0;
     for (int j = 0; j < build->policy.A; j++)
         SHOAL_TRY_GOTO(train_op_data(s.sched, build, env, j), err);
-    SHOAL_TRY_GOTO(build->policy.vertical ? vertical(&s) : horizontal(&s), err);
+    SHOAL_TRY_GOTO(
+        train_op_tokens(s.sched, build, env, build->policy.A * build->policy.B * build->policy.T),
+        err);
+    SHOAL_TRY_GOTO(visits(&s), err);
     SHOAL_TRY_GOTO(combine_tied(&s), err);
     SHOAL_TRY_GOTO(norm(&s), err);
     SHOAL_TRY_GOTO(statistics(&s), err);

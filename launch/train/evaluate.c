@@ -24,8 +24,8 @@ static void fill_windows(struct trainer *trainer, uint64_t first, uint64_t end)
 {
     const struct build *build = trainer->build;
     int64_t T = build->policy.T;
-    int32_t *tokens = plan_ref(build->plan, build->tokens);
-    int32_t *targets = plan_ref(build->plan, build->targets);
+    int32_t *tokens = plan_ref(build->plan, build->host_tokens);
+    int32_t *targets = plan_ref(build->plan, build->host_targets);
     int32_t *window = plan_ref(build->plan, build->window);
 
     for (int64_t i = 0; i < build->policy.B; i++) {
@@ -46,7 +46,7 @@ shoal_status evaluate_loss(struct trainer *trainer, int64_t step, bool *stop_out
     uint64_t wanted = (uint64_t)trainer->config->eval.batches * B;
     uint64_t held_out = data_info(trainer->data).n_windows[DATA_VAL];
     uint64_t end = wanted < held_out ? wanted : held_out;
-    const double *row_loss = plan_ref(trainer->build->plan, trainer->build->row_loss);
+    const double *row_loss = plan_ref(trainer->build->plan, trainer->build->host_row_loss);
     struct exact_sum sum;
     double start = clock_seconds();
 
@@ -83,7 +83,7 @@ shoal_status evaluate_loss(struct trainer *trainer, int64_t step, bool *stop_out
 /* Feed one token at `position`; the logits of the next one are then in their slot. */
 static shoal_status feed(struct trainer *trainer, int32_t token, int64_t position)
 {
-    int32_t *input = plan_ref(trainer->build->plan, trainer->build->decode_token);
+    int32_t *input = plan_ref(trainer->build->plan, trainer->build->host_token);
 
     *input = token;
     trainer->state.position = position;
@@ -107,8 +107,8 @@ shoal_status generate(struct trainer *trainer, const struct generation *generati
 {
     const struct build *build = trainer->build;
     int64_t V = model_config(trainer->model)->vocab, limit = build->policy.sample_tokens;
-    const float *logits = plan_ref(build->plan, build->logits);
-    void *scratch = plan_ptr(build->plan, build->logits.slot, (size_t)V * sizeof(float));
+    const float *logits = plan_ref(build->plan, build->host_logits);
+    void *scratch = plan_ptr(build->plan, build->host_logits.slot, (size_t)V * sizeof(float));
     const unsigned char *prompt = (const unsigned char *)generation->prompt;
     int64_t n_prompt = (int64_t)strlen(generation->prompt), position = 0;
     size_t n = 0;

@@ -41,10 +41,62 @@ static void touch_all(struct pool *pool, void *base, size_t n_bytes)
     pool_run(pool, (n_bytes + TOUCH_BYTES - 1) / TOUCH_BYTES, touch_tile, &touch);
 }
 
+struct comm_memory train_memory_window(const struct build *build, int ranks_per_host)
+{
+    const struct policy *policy = &build->policy;
+    size_t own = plan_space_bytes(build->plan, SPACE_WINDOW);
+    size_t shared = plan_space_bytes(build->plan, SPACE_SHARED);
+
+    if (own + shared == 0)
+        return (struct comm_memory){0};
+    return comm_memory_of(policy->transport, policy->ring, policy->n_ranks, ranks_per_host, own,
+                          shared);
+}
+
+/* Bytes of a device with memory of its own: the plan's and the transport's. */
+static size_t device_bytes(const struct build *build, int ranks_per_host)
+{
+    return plan_space_bytes(build->plan, SPACE_PRIVATE) +
+           train_memory_window(build, ranks_per_host).device_bytes;
+}
+
+static size_t run_device_bytes(const struct trainer *trainer)
+{
+    return device_bytes(trainer->build, comm_local_size(trainer->comm));
+}
+
+/* The plan's bytes in this process' own host memory. */
+static size_t process_bytes(const struct trainer *trainer)
+{
+    const struct plan *plan = trainer->build->plan;
+    bool on_host = !trainer->policy.separate || trainer->device->ops->expose != NULL;
+
+    return plan_space_bytes(plan, SPACE_HOST) +
+           (on_host ? plan_space_bytes(plan, SPACE_PRIVATE) : 0);
+}
+
+static shoal_status check_device_fits(struct trainer *trainer)
+{
+    size_t have = 0, total = 0, need = run_device_bytes(trainer);
+
+    SHOAL_TRY(trainer->device->ops->memory(trainer->device, &have, &total));
+    trainer->device_base = have;
+    if (need <= have)
+        return SHOAL_OK;
+    fail(SHOAL_ERR_NOMEM,
+         "memory: the plan needs %.2f GiB of the device, %.2f of %.2f GiB are free",
+         (double)need / (1 << 30), (double)have / (1 << 30), (double)total / (1 << 30));
+    return fail_hint(SHOAL_ERR_NOMEM,
+                     "try parallel.recompute=true, parallel.zero=3 or a smaller batch.micro");
+}
+
 static shoal_status check_fits(struct trainer *trainer)
 {
     const struct plan *plan = trainer->build->plan;
     uint64_t ranks = (uint64_t)comm_node_ranks(trainer->comm);
+
+    if (trainer->policy.separate)
+        return check_device_fits(trainer);
     uint64_t need =
         ranks * (plan_space_bytes(plan, SPACE_PRIVATE) + plan_space_bytes(plan, SPACE_WINDOW)) +
         plan_space_bytes(plan, SPACE_SHARED);
@@ -87,27 +139,42 @@ shoal_status train_memory_warm_up(struct trainer *trainer)
     return SHOAL_OK;
 }
 
+/* Memory is zeroed and touched, so that nothing faults or fails later. */
+shoal_status train_memory_alloc(struct trainer *trainer, const char *name)
+{
+    struct device *device = trainer->device;
+    struct plan *plan = trainer->build->plan;
+    size_t own = plan_space_bytes(plan, SPACE_PRIVATE), host = plan_space_bytes(plan, SPACE_HOST);
+
+    SHOAL_TRY(device->ops->alloc(device, name, own, &trainer->memory));
+    plan_bind(plan, SPACE_PRIVATE, trainer->memory);
+    if (trainer->policy.separate)
+        SHOAL_TRY(device->ops->zero(device, trainer->memory, own));
+    else
+        touch_all(trainer->pool, trainer->memory, own);
+    if (host == 0)
+        return SHOAL_OK;
+    SHOAL_TRY(device->ops->host_alloc(device, name, host, &trainer->host_memory));
+    plan_bind(plan, SPACE_HOST, trainer->host_memory);
+    touch_all(trainer->pool, trainer->host_memory, host);
+    return SHOAL_OK;
+}
+
 shoal_status train_memory_take(struct trainer *trainer)
 {
     struct plan *plan = trainer->build->plan;
     size_t own = plan_space_bytes(plan, SPACE_WINDOW);
     size_t shared = plan_space_bytes(plan, SPACE_SHARED);
-    size_t private = plan_space_bytes(plan, SPACE_PRIVATE);
-    shoal_status status = SHOAL_OK;
 
-    status = comm_agree(trainer->comm, check_fits(trainer));
-    if (status != SHOAL_OK)
-        return status;
-    status =
-        trainer->device->ops->alloc(trainer->device, "training memory", private, &trainer->memory);
-    SHOAL_TRY(comm_agree(trainer->comm, status));
-    plan_bind(plan, SPACE_PRIVATE, trainer->memory);
-    touch_all(trainer->pool, trainer->memory, private);
+    SHOAL_TRY(comm_agree(trainer->comm, check_fits(trainer)));
+    SHOAL_TRY(comm_agree(trainer->comm, train_memory_alloc(trainer, "training memory")));
     if (own + shared == 0)
         return SHOAL_OK;
     SHOAL_TRY(comm_window_create(trainer->comm, own, shared));
     plan_bind(plan, SPACE_WINDOW, comm_window_own(trainer->comm));
     plan_bind(plan, SPACE_SHARED, comm_window_shared(trainer->comm));
+    if (comm_shared_per_rank(trainer->comm))
+        return comm_barrier(trainer->comm); /* zeroed when it was made */
     touch_all(trainer->pool, comm_window_own(trainer->comm), own);
     if (comm_local_rank(trainer->comm) == 0)
         touch_all(trainer->pool, comm_window_shared(trainer->comm), shared);
@@ -116,10 +183,8 @@ shoal_status train_memory_take(struct trainer *trainer)
 
 void train_memory_note_base(struct trainer *trainer)
 {
-    const struct plan *plan = trainer->build->plan;
-
     trainer->base_bytes = host_resident_bytes() - host_shared_resident_bytes() -
-                          host_file_resident_bytes() - plan_space_bytes(plan, SPACE_PRIVATE) +
+                          host_file_resident_bytes() - process_bytes(trainer) +
                           trainer->library_bytes + comm_staging_bytes(trainer->comm) +
                           LATE_HEAP_BYTES;
 }
@@ -129,7 +194,10 @@ void train_memory_release(struct trainer *trainer)
     if (trainer->memory != NULL)
         trainer->device->ops->free(trainer->device, trainer->memory,
                                    plan_space_bytes(trainer->build->plan, SPACE_PRIVATE));
-    trainer->memory = NULL;
+    if (trainer->host_memory != NULL)
+        trainer->device->ops->host_free(trainer->device, trainer->host_memory,
+                                        plan_space_bytes(trainer->build->plan, SPACE_HOST));
+    trainer->memory = trainer->host_memory = NULL;
 }
 
 static double mib(uint64_t bytes)
@@ -137,12 +205,23 @@ static double mib(uint64_t bytes)
     return (double)bytes / (1 << 20);
 }
 
+static void print_row(FILE *out, const char *name, const uint64_t bytes[SPACE_COUNT], bool beside)
+{
+    fprintf(out, "%-20s %12.2f %12.2f %12.2f", name, mib(bytes[SPACE_PRIVATE]),
+            mib(bytes[SPACE_WINDOW]), mib(bytes[SPACE_SHARED]));
+    if (beside)
+        fprintf(out, " %12.2f", mib(bytes[SPACE_HOST]));
+    fprintf(out, "\n");
+}
+
 void train_memory_print_table(const struct build *build, int ranks_per_host, FILE *out)
 {
     const struct plan *plan = build->plan;
     uint64_t total[SPACE_COUNT] = {0};
 
-    fprintf(out, "%-20s %12s %12s %12s\n", "MiB", "per rank", "window/rank", "shared/host");
+    bool beside = plan_space_bytes(plan, SPACE_HOST) > 0;
+    fprintf(out, "%-20s %12s %12s %12s%s\n", "MiB", "per rank", "window/rank",
+            beside ? "shared/rank" : "shared/host", beside ? "    host/rank" : "");
     for (int row = 0; row < PLAN_ROW_COUNT; row++) {
         uint64_t bytes[SPACE_COUNT], sum = 0;
         for (int space = 0; space < SPACE_COUNT; space++) {
@@ -151,11 +230,15 @@ void train_memory_print_table(const struct build *build, int ranks_per_host, FIL
             sum += bytes[space];
         }
         if (sum > 0)
-            fprintf(out, "%-20s %12.2f %12.2f %12.2f\n", plan_row_name((enum plan_row)row),
-                    mib(bytes[SPACE_PRIVATE]), mib(bytes[SPACE_WINDOW]), mib(bytes[SPACE_SHARED]));
+            print_row(out, plan_row_name((enum plan_row)row), bytes, beside);
     }
-    fprintf(out, "%-20s %12.2f %12.2f %12.2f\n", "sum", mib(total[SPACE_PRIVATE]),
-            mib(total[SPACE_WINDOW]), mib(total[SPACE_SHARED]));
+    print_row(out, "sum", total, beside);
+    if (beside) {
+        fprintf(out, "device tier: %.2f MiB per rank; host tier: %d x %.2f + %.2f MiB per host\n",
+                mib(device_bytes(build, ranks_per_host)), ranks_per_host, mib(total[SPACE_HOST]),
+                mib(train_memory_window(build, ranks_per_host).window_bytes));
+        return;
+    }
     fprintf(out, "host tier: %d x (%.2f + %.2f) + %.2f = %.2f MiB per host\n", ranks_per_host,
             mib(total[SPACE_PRIVATE]), mib(total[SPACE_WINDOW]), mib(total[SPACE_SHARED]),
             mib((uint64_t)ranks_per_host * (total[SPACE_PRIVATE] + total[SPACE_WINDOW]) +
@@ -180,6 +263,20 @@ void train_memory_log_plan(const struct trainer *trainer)
     }
 }
 
+/* What the device lost since the plan's memory was taken; other processes on it count too. */
+static shoal_status log_device(struct trainer *trainer)
+{
+    size_t left = 0, total = 0, planned = run_device_bytes(trainer);
+
+    if (!trainer->policy.separate || trainer->device->ops->expose != NULL)
+        return SHOAL_OK;
+    SHOAL_TRY(trainer->device->ops->memory(trainer->device, &left, &total));
+    double used = (double)trainer->device_base - (double)left;
+    log_line("memory", "device: planned %.1f MiB, measured %.1f MiB (%+.2f %%)", mib(planned),
+             used / (1 << 20), 100.0 * (used - (double)planned) / (double)planned);
+    return SHOAL_OK;
+}
+
 /*
  * Planned: what each process had before, and the plan.  Measured: each process' peak of its own
  * pages, and the pages behind the host's window, which exist once.  Pages of mapped files (code,
@@ -188,20 +285,19 @@ void train_memory_log_plan(const struct trainer *trainer)
  */
 shoal_status train_memory_log_measured(struct trainer *trainer)
 {
-    const struct plan *plan = trainer->build->plan;
     bool first = comm_local_rank(trainer->comm) == 0;
     uint64_t not_own = host_shared_resident_bytes() + host_file_resident_bytes();
-    int64_t sums[2] = {(int64_t)(trainer->base_bytes + plan_space_bytes(plan, SPACE_PRIVATE) +
-                                 plan_space_bytes(plan, SPACE_WINDOW)),
+    int64_t sums[2] = {(int64_t)(trainer->base_bytes + process_bytes(trainer)),
                        (int64_t)(host_peak_resident_bytes() - not_own)};
 
     if (first) {
-        sums[0] += (int64_t)plan_space_bytes(plan, SPACE_SHARED);
+        sums[0] += (int64_t)train_memory_window(trainer->build, comm_local_size(trainer->comm))
+                       .window_bytes;
         sums[1] += (int64_t)comm_window_resident_bytes(trainer->comm);
     }
     SHOAL_TRY(comm_all_reduce_i64(trainer->comm, sums, 2));
     log_line("memory", "all ranks: planned %.1f MiB, measured peak %.1f MiB (%+.2f %%)",
              mib((uint64_t)sums[0]), mib((uint64_t)sums[1]),
              100.0 * ((double)sums[1] - (double)sums[0]) / (double)sums[0]);
-    return SHOAL_OK;
+    return log_device(trainer);
 }

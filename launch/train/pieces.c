@@ -127,8 +127,8 @@ static void add_vectors(struct piece_builder *b, int t, struct shard stored)
 
     if (state->stats == NULL || (b->stored && (stored.begin > 0 || stored.begin == stored.end)))
         return;
-    for (int v = 0; v < state->rule->stats->n_vectors; v++) {
-        const struct optim_vector *vector = &state->rule->stats->vectors[v];
+    for (int v = 0; v < state->stats->how->n_vectors; v++) {
+        const struct optim_vector *vector = &state->stats->how->vectors[v];
         const int64_t n = state->stats->vector_elements[v];
         if (n == 0 || !vector->saved)
             continue;

@@ -2,13 +2,16 @@
 
 #include <jansson.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* `shoal plan`: the slots of the schedule, without a run. */
 
 static shoal_status print_json(const struct build *build, int ranks_per_host, FILE *out)
 {
-    static const char *const spaces[SPACE_COUNT] = {
-        [SPACE_PRIVATE] = "rank", [SPACE_WINDOW] = "window", [SPACE_SHARED] = "shared"};
+    static const char *const spaces[SPACE_COUNT] = {[SPACE_PRIVATE] = "rank",
+                                                    [SPACE_WINDOW] = "window",
+                                                    [SPACE_SHARED] = "shared",
+                                                    [SPACE_HOST] = "host"};
     json_t *root = json_object(), *rows = json_object();
 
     for (int row = 0; row < PLAN_ROW_COUNT; row++) {
@@ -19,15 +22,18 @@ static shoal_status print_json(const struct build *build, int ranks_per_host, FI
                                     build->plan, (enum plan_row)row, (enum space)space)));
         json_object_set_new(rows, plan_row_name((enum plan_row)row), cells);
     }
-    size_t own =
-        plan_space_bytes(build->plan, SPACE_PRIVATE) + plan_space_bytes(build->plan, SPACE_WINDOW);
+    struct comm_memory window = train_memory_window(build, ranks_per_host);
+    size_t own = plan_space_bytes(build->plan, SPACE_PRIVATE);
+    size_t beside = plan_space_bytes(build->plan, SPACE_HOST);
+    bool separate = build->policy.separate;
+    size_t per_rank =
+        own + (separate ? window.device_bytes : plan_space_bytes(build->plan, SPACE_WINDOW));
+    size_t on_host = (size_t)ranks_per_host * (separate ? beside : own) + window.window_bytes;
     json_object_set_new(root, "bytes", rows);
     json_object_set_new(root, "ranks", json_integer(build->policy.n_ranks));
     json_object_set_new(root, "ranks_per_host", json_integer(ranks_per_host));
-    json_object_set_new(root, "bytes_per_rank", json_integer((json_int_t)own));
-    json_object_set_new(root, "bytes_per_host",
-                        json_integer((json_int_t)((size_t)ranks_per_host * own +
-                                                  plan_space_bytes(build->plan, SPACE_SHARED))));
+    json_object_set_new(root, "bytes_per_rank", json_integer((json_int_t)per_rank));
+    json_object_set_new(root, "bytes_per_host", json_integer((json_int_t)on_host));
     int failed = json_dumpf(root, out, JSON_INDENT(2));
     json_decref(root);
     fprintf(out, "\n");
@@ -45,10 +51,13 @@ shoal_status train_plan(const struct config *config, int ranks, int ranks_per_ho
     struct ops *ops = NULL;
     struct optim_setup *optim = NULL;
     struct lr_params lr;
+    struct device *device = NULL;
+    bool cuda = train_device_is_cuda(config), here = strcmp(device_auto_name(), "cuda") == 0;
     shoal_status status = SHOAL_OK;
 
     SHOAL_TRY(setup_model_config(config, &model_config));
     SHOAL_TRY(setup_policy(config, &model_config, ranks, 0, &policy));
+    setup_device_policy(config, cuda, cuda, &policy);
     if (ranks_per_host <= 0 || ranks_per_host > ranks)
         ranks_per_host = ranks;
     SHOAL_TRY_GOTO(model_create(&model_config, &model), end);
@@ -58,7 +67,9 @@ shoal_status train_plan(const struct config *config, int ranks, int ranks_per_ho
                                    : setup_threads(config, NULL) / ranks_per_host,
                                -1, &pool),
                    end);
-    SHOAL_TRY_GOTO(ops_create_cpu(pool, &ops), end);
+    if (cuda && here)
+        SHOAL_TRY_GOTO(device_open("cuda", 0, &device), end);
+    SHOAL_TRY_GOTO(train_device_ops(device, pool, &ops), end);
     SHOAL_TRY_GOTO(build_create(&policy, model, ops, optim, &build), end);
     if (json) {
         status = print_json(build, ranks_per_host, out);
@@ -75,10 +86,13 @@ shoal_status train_plan(const struct config *config, int ranks, int ranks_per_ho
     fprintf(
         out,
         "Not in the table: the process itself and its libraries, measured when a run starts.\n");
+    if (cuda && !here)
+        fprintf(out, "There is no GPU here: scratch is that of the CPU's kernels.\n");
 
 end:
     build_destroy(build);
     ops_destroy(ops);
+    device_close(device);
     pool_destroy(pool);
     optim_setup_destroy(optim);
     model_destroy(model);

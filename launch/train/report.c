@@ -65,6 +65,9 @@ void report_banner(const struct trainer *trainer)
              ops_describe(trainer->ops));
     log_line("ranks", "%d x %s on %d host%s", trainer->policy.n_ranks, cpu,
              comm_host_count(trainer->comm), comm_host_count(trainer->comm) == 1 ? "" : "s");
+    if (trainer->policy.separate)
+        log_line("device", "%s, transport %s", trainer->device->ops->describe(trainer->device),
+                 comm_transport_name(trainer->policy.transport));
     log_line("model", "%s params  %d layers  hidden %d  heads %d/%d  ffn %d  vocab %d%s",
              human((double)model_layout(trainer->model)->n_parameters, n), model->layers,
              model->hidden, model->heads, model->kv_heads, model->ffn, model->vocab,
@@ -97,6 +100,7 @@ shoal_status report_step(struct trainer *trainer, int64_t step, int64_t n_steps,
     double step_seconds = seconds / (double)n_steps;
     double data = exec_kind_seconds(trainer->step, OP_DATA);
     double comm = exec_lane_seconds(trainer->step, LANE_COMM);
+    double span = exec_span_seconds(trainer->step), exposed = exec_exposed_seconds(trainer->step);
     uint64_t memory = host_resident_bytes();
     char rate[24], eta[24], mfu_text[48];
 
@@ -108,10 +112,11 @@ shoal_status report_step(struct trainer *trainer, int64_t step, int64_t n_steps,
         snprintf(mfu_text, sizeof mfu_text, "n/a");
     log_line("step",
              "%5lld/%lld  loss %.4f  gnorm %.3f  lr %.2e  tok/s %s  mfu %s  mem %.0fM  data "
-             "%.1f%%  eta %s",
+             "%.1f%%  comm %.1f%%  eta %s",
              (long long)step, (long long)trainer->config->steps, state->loss, state->grad_norm, lr,
              human(per_second, rate), mfu_text, (double)memory / (1 << 20),
-             100 * data / (step_seconds > 0 ? step_seconds : 1), eta);
+             100 * data / (step_seconds > 0 ? step_seconds : 1),
+             100 * exposed / (span > 0 ? span : 1), eta);
     if (trainer->metrics == NULL)
         return SHOAL_OK;
     metrics_begin(trainer->metrics, step);
@@ -126,6 +131,7 @@ shoal_status report_step(struct trainer *trainer, int64_t step, int64_t n_steps,
     metrics_number(trainer->metrics, "t_step", step_seconds);
     metrics_number(trainer->metrics, "t_data", data);
     metrics_number(trainer->metrics, "t_comm", comm);
+    metrics_number(trainer->metrics, "exposed_comm", span > 0 ? exposed / span : 0);
     struct comm_ledger ledger = comm_ledger_read(trainer->comm);
     metrics_integer(trainer->metrics, "gather_calls", (int64_t)ledger.all_gather_calls);
     metrics_integer(trainer->metrics, "gather_bytes", (int64_t)ledger.all_gather_bytes);

@@ -191,6 +191,30 @@ shoal_status setup_policy(const struct config *config, const struct model_config
     return SHOAL_OK;
 }
 
+enum comm_transport setup_transport(const struct config *config)
+{
+    static const enum comm_transport all[] = {COMM_MPI, COMM_STAGED, COMM_NCCL};
+
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        if (strcmp(config->comm.transport, comm_transport_name(all[i])) == 0)
+            return all[i];
+    return COMM_AUTO;
+}
+
+void setup_device_policy(const struct config *config, bool separate, bool queues,
+                         struct policy *out)
+{
+    bool automatic = strcmp(config->parallel.prefetch, "auto") == 0;
+
+    out->separate = separate;
+    out->transport = setup_transport(config);
+    if (out->transport == COMM_AUTO && separate)
+        out->transport = out->n_ranks == 1 ? COMM_SELF : COMM_NCCL;
+    else if (out->transport == COMM_AUTO)
+        out->transport = COMM_MPI;
+    out->prefetch = automatic ? queues : strcmp(config->parallel.prefetch, "on") == 0;
+}
+
 shoal_status setup_data(const struct config *config, const struct model_config *model,
                         struct data **data_out)
 {
@@ -228,7 +252,12 @@ static shoal_status default_group(const struct config *config, struct optim_grou
                                       .beta3 = config->optimizer.beta3,
                                       .alpha = config->optimizer.alpha,
                                       .slow_warmup_steps = config->optimizer.slow_warmup_steps,
-                                      .gamma = config->optimizer.gamma};
+                                      .gamma = config->optimizer.gamma,
+                                      .cautious = config->optimizer.cautious,
+                                      .tensor_clip = config->optimizer.tensor_clip,
+                                      .clip_threshold = config->optimizer.clip_threshold,
+                                      .scale_parameter = config->optimizer.scale_parameter,
+                                      .relative_step = config->optimizer.relative_step};
     return SHOAL_OK;
 }
 

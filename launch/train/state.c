@@ -60,15 +60,18 @@ shoal_status state_publish(struct trainer *trainer)
         struct shard owned = build_owned(build, unit);
         void *mine = plan_ref(build->plan, build_own_param(build, unit));
 
-        if (policy->compute == DTYPE_BF16 && build->setup->master->bits == 32)
-            SHOAL_TRY(op_cast(trainer->ops, owned.end - owned.begin, DTYPE_BF16,
-                              plan_ref(build->plan, build->master[unit]), mine));
+        if (policy->compute == DTYPE_BF16 && build->setup->master->bits == 32) {
+            train_device_begin(trainer);
+            SHOAL_TRY(train_device_end(trainer,
+                                       op_cast(trainer->ops, owned.end - owned.begin, DTYPE_BF16,
+                                               plan_ref(build->plan, build->master[unit]), mine)));
+        }
         if (policy->shards_states && !policy->shards_params)
             SHOAL_TRY(comm_all_gather(trainer->comm, mine,
                                       plan_ref(build->plan, build->param[unit]),
                                       build_shard_elements(build, unit), policy->compute));
     }
-    return SHOAL_OK;
+    return train_device_sync(trainer);
 }
 
 /* Rank 0 chooses the step directory; all ranks then open that one. */
@@ -246,7 +249,8 @@ static shoal_status load_from(struct trainer *trainer, const char *path, bool we
     } else {
         SHOAL_TRY_GOTO(convert_states(trainer, ckpt, &all), end);
     }
-    status = read_pieces(trainer, ckpt, all.pieces, all.n);
+    train_device_begin(trainer);
+    status = train_device_end(trainer, read_pieces(trainer, ckpt, all.pieces, all.n));
     if (status == SHOAL_ERR_CONFIG && !weights_only)
         fail_hint(status, "keep optimizer.state and optimizer.groups as they were, or set "
                           "checkpoint.convert=true");
@@ -291,11 +295,14 @@ static json_t *group_json(const struct optim_group *group)
 {
     const struct optim_hyper *h = &group->hyper;
 
-    return json_pack("{s:s s:s s:s s:f s:[f,f] s:f s:f s:f s:b s:f s:f s:f}", "match", group->match,
-                     "name", group->rule->name, "state", group->state->name, "lr_scale",
-                     group->lr_scale, "betas", h->beta1, h->beta2, "eps", h->eps, "weight_decay",
-                     h->weight_decay, "momentum", h->momentum, "nesterov", h->nesterov, "beta3",
-                     h->beta3, "alpha", h->alpha, "gamma", h->gamma);
+    return json_pack("{s:s s:s s:s s:f s:[f,f] s:f s:f s:f s:b s:f s:f s:f s:b s:b s:f s:b s:b}",
+                     "match", group->match, "name", group->rule->name, "state", group->state->name,
+                     "lr_scale", group->lr_scale, "betas", h->beta1, h->beta2, "eps", h->eps,
+                     "weight_decay", h->weight_decay, "momentum", h->momentum, "nesterov",
+                     h->nesterov, "beta3", h->beta3, "alpha", h->alpha, "gamma", h->gamma,
+                     "cautious", h->cautious, "tensor_clip", h->tensor_clip, "clip_threshold",
+                     h->clip_threshold, "scale_parameter", h->scale_parameter, "relative_step",
+                     h->relative_step);
 }
 
 /* The settings that the state depends on, and how many updates it has seen; freed by the caller. */
@@ -350,8 +357,10 @@ shoal_status state_save(struct trainer *trainer, int64_t step)
     comm_note(trainer->comm, step, "saving a checkpoint");
     char *optimizer = optimizer_json(trainer);
     make_meta(trainer, step, optimizer, topology, sizeof topology, &meta);
-    shoal_status status = ckpt_save(trainer->store, trainer->build->layout, trainer->pieces.pieces,
-                                    trainer->pieces.n, &meta, &result);
+    train_device_begin(trainer);
+    shoal_status status = train_device_end(
+        trainer, ckpt_save(trainer->store, trainer->build->layout, trainer->pieces.pieces,
+                           trainer->pieces.n, &meta, &result));
     free(optimizer);
     SHOAL_TRY(status);
     trainer->saved_step = step;

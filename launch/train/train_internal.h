@@ -36,6 +36,11 @@ struct policy {
     int64_t sample_tokens; /* longest text that is sampled during training, 0: none */
     double grad_clip;      /* 0: off */
 
+    /* The device (setup_device_policy). */
+    bool separate; /* its memory is not the host's: slots on both sides, copies between them */
+    enum comm_transport transport;
+    bool prefetch; /* the next unit is gathered while one computes: two gather slots */
+
     /* Derived: one rank shards nothing, and needs no communication. */
     bool shards_params, shards_states;
     bool infer_only; /* no gradients and no optimizer state: sampling from a checkpoint */
@@ -95,11 +100,16 @@ struct build {
     struct slot_ref *residual; /* [n_live][n_blocks + 1] */
     struct slot_ref *saved;    /* [n_live or 1][n_blocks or 1] */
     struct slot_ref *dx;       /* [n_live] */
-    struct slot_ref tokens, targets, row_loss, scratch;  /* [A] each but scratch */
-    struct slot_ref window;                              /* one sequence, T + 1 tokens */
-    struct slot_ref gather_embed, gather_ring, grad_all; /* grad_all: stage 0's gathered gradient */
-    struct slot_ref limbs;                               /* of those sums */
+    struct slot_ref tokens, targets, row_loss, scratch; /* [A] each but scratch */
+    struct slot_ref window;                             /* one sequence, T + 1 tokens */
+    struct slot_ref gather_embed, gather_ring[2];       /* neighbours in the ring with prefetch */
+    struct slot_ref grad_all;                           /* stage 0's gathered gradient */
+    struct slot_ref limbs;                              /* sums of statistics; host memory */
     struct slot_ref cache, decode_x[2], logits, decode_scratch, decode_token;
+
+    /* What host code fills and reads: the slots above, or slots of their own in SPACE_HOST. */
+    struct slot_ref host_tokens, host_targets, host_row_loss, host_logits, host_token;
+    struct slot_ref squares[2], host_squares[2]; /* sums of quanta; only with separate memory */
 };
 
 /* What the makers of operations need of the run; NULL members in a dry plan. */
@@ -109,6 +119,7 @@ struct build_env {
     struct pool *pool;
     const struct data *data;
     struct step_state *state;
+    struct device *device;
 };
 
 /* Reserve every slot of a run.  `ops` only sizes scratch. */
@@ -130,6 +141,26 @@ shoal_status train_op_data(struct schedule *sched, const struct build *build,
                            const struct build_env *env, int j);
 shoal_status train_op_norm(struct schedule *sched, const struct build *build,
                            const struct build_env *env);
+
+/*
+ * build_host.c: the host's side of a device with memory of its own.  The makers of copies append
+ * nothing where the host's slots are the device's.
+ */
+shoal_status build_host_slots(struct build *build);
+shoal_status train_op_copy(struct schedule *sched, const struct build *build,
+                           const struct build_env *env, enum op_kind kind, struct slot_ref from,
+                           struct slot_ref to, size_t n_bytes);
+/* The first `rows` tokens and targets to the device; losses of rows back. */
+shoal_status train_op_tokens(struct schedule *sched, const struct build *build,
+                             const struct build_env *env, int64_t rows);
+shoal_status train_op_losses(struct schedule *sched, const struct build *build,
+                             const struct build_env *env, int64_t rows);
+/* Squares of all gradients, made on the device and added on the host. */
+shoal_status train_op_squares(struct schedule *sched, const struct build *build,
+                              const struct build_env *env, struct exact_sum *squares);
+
+/* Elements of the rank's shard of a unit's gradient that count for the norm. */
+size_t build_norm_elements(const struct build *build, int unit);
 
 /* Where (rank) elements of a unit are owned: the shard, or everything where states are whole. */
 struct shard build_owned(const struct build *build, int unit);
@@ -180,6 +211,8 @@ struct trainer {
     struct ckpt_store *store;
     struct state_pieces pieces; /* what this rank saves */
     void *memory;               /* SPACE_PRIVATE */
+    void *host_memory;          /* SPACE_HOST */
+    size_t device_base;         /* free bytes of the device before the plan's memory was taken */
     uint64_t library_bytes;     /* what the libraries take for a moment in a matmul */
     uint64_t base_bytes;        /* of the process and its libraries, without the plan's memory */
     uint64_t consumed_sequences, consumed_tokens;
@@ -203,6 +236,10 @@ void train_close(struct trainer *trainer, shoal_status status);
 shoal_status setup_model_config(const struct config *config, struct model_config *out);
 shoal_status setup_policy(const struct config *config, const struct model_config *model,
                           int n_ranks, int rank, struct policy *out);
+/* What follows from the device: `separate` memory, and queues beside each other. */
+void setup_device_policy(const struct config *config, bool separate, bool queues,
+                         struct policy *out);
+enum comm_transport setup_transport(const struct config *config);
 shoal_status setup_data(const struct config *config, const struct model_config *model,
                         struct data **data_out);
 shoal_status setup_optimizer(const struct config *config, const struct layout *layout,
@@ -213,12 +250,30 @@ int setup_threads(const struct config *config, const struct comm *comm);
 int64_t setup_sample_tokens(const struct model_config *model, size_t n_prompt, int n_tokens);
 shoal_status setup_agree_config(struct comm *comm, const struct config *config);
 
+/* device.c: the device of a run, and what it must be told around work outside of schedules. */
+shoal_status train_device_open(struct trainer *trainer);
+/* The transport between the ranks' devices.  Collective. */
+shoal_status train_device_connect(struct trainer *trainer);
+/* Ops for a device; NULL: the host. */
+shoal_status train_device_ops(struct device *device, struct pool *pool, struct ops **ops_out);
+/* What run.device means for a plan, on this machine. */
+bool train_device_is_cuda(const struct config *config);
+/* Ops are called directly: between the two they may touch the device's memory; all done at end. */
+void train_device_begin(struct trainer *trainer);
+shoal_status train_device_end(struct trainer *trainer, shoal_status status);
+shoal_status train_device_sync(struct trainer *trainer);
+
 /* memory.c: the plan's memory, its table and the comparison at the end. */
 shoal_status train_memory_warm_up(struct trainer *trainer);
+/* The rank's private memory, and the host's beside it; and that with the window.  The second is
+ * Collective. */
+shoal_status train_memory_alloc(struct trainer *trainer, const char *name);
 shoal_status train_memory_take(struct trainer *trainer);
 /* Once everything is open, and the plan's memory touched: what remains is the process itself. */
 void train_memory_note_base(struct trainer *trainer);
 void train_memory_release(struct trainer *trainer);
+/* What the transport makes of the window's slots. */
+struct comm_memory train_memory_window(const struct build *build, int ranks_per_host);
 void train_memory_log_plan(const struct trainer *trainer);
 void train_memory_print_table(const struct build *build, int ranks_per_host, FILE *out);
 shoal_status train_memory_log_measured(struct trainer *trainer);

@@ -44,8 +44,8 @@ shoal_status train_op_data(struct schedule *sched, const struct build *build,
     *arg = (struct data_arg){.plan = build->plan,
                              .data = env->data,
                              .state = env->state,
-                             .tokens = slot_at(build->tokens.slot, row),
-                             .targets = slot_at(build->targets.slot, row),
+                             .tokens = slot_at(build->host_tokens.slot, row),
+                             .targets = slot_at(build->host_targets.slot, row),
                              .window = build->window,
                              .first = policy_microbatch(policy, j) * policy->B,
                              .B = policy->B,
@@ -103,7 +103,8 @@ shoal_status train_op_norm(struct schedule *sched, const struct build *build,
                            const struct build_env *env)
 {
     const struct policy *policy = &build->policy;
-    struct op op = {.kind = OP_NORM, .lane = LANE_COMM, .unit = -1, .index = -1, .run = run_norm};
+    struct op op = {
+        .kind = OP_NORM, .lane = LANE_COMM, .unit = -1, .index = -1, .host = true, .run = run_norm};
     struct norm_arg *arg = NULL;
     void *memory = NULL;
 
@@ -112,12 +113,12 @@ shoal_status train_op_norm(struct schedule *sched, const struct build *build,
     *arg = (struct norm_arg){.plan = build->plan,
                              .comm = env->comm,
                              .state = env->state,
-                             .row_loss = build->row_loss,
+                             .row_loss = build->host_row_loss,
                              .n_rows = (size_t)(policy->A * policy->B * policy->T),
                              .n_targets = (double)policy->global * (double)policy->T,
                              .grad_clip = policy->grad_clip};
     op.arg = arg;
     op.bytes = 2 * sizeof(struct exact_sum);
-    op_uses(&op, build->row_loss, ACCESS_READ);
+    op_uses(&op, build->host_row_loss, ACCESS_READ);
     return sched_append(sched, &op);
 }

@@ -79,11 +79,11 @@ shoal_status train_open_compute(struct trainer *trainer)
     SHOAL_TRY(setup_model_config(config, &trainer->model_config));
     SHOAL_TRY(setup_policy(config, &trainer->model_config, comm_size(trainer->comm),
                            comm_rank(trainer->comm), &trainer->policy));
-    SHOAL_TRY(device_open(config->run.device, comm_node_rank(trainer->comm), &trainer->device));
+    SHOAL_TRY(train_device_open(trainer));
     SHOAL_TRY(model_create(&trainer->model_config, &trainer->model));
     SHOAL_TRY(setup_optimizer(config, model_layout(trainer->model), &trainer->optim, &trainer->lr));
     SHOAL_TRY(pool_create(threads, first_cpu, &trainer->pool));
-    SHOAL_TRY(ops_create_cpu(trainer->pool, &trainer->ops));
+    SHOAL_TRY(train_device_ops(trainer->device, trainer->pool, &trainer->ops));
     SHOAL_TRY(model_prepare(trainer->model, trainer->ops, trainer->policy.B, trainer->policy.T,
                             trainer->policy.compute));
     if (trainer->policy.sample_tokens > 0)
@@ -135,16 +135,20 @@ shoal_status train_build(struct trainer *trainer)
                             .ops = trainer->ops,
                             .pool = trainer->pool,
                             .data = trainer->data,
-                            .state = &trainer->state};
+                            .state = &trainer->state,
+                            .device = trainer->device};
 
     SHOAL_TRY(build_create(&trainer->policy, trainer->model, trainer->ops, trainer->optim,
                            &trainer->build));
     SHOAL_TRY(build_step(trainer->build, &env, &trainer->step));
+    exec_use_device(trainer->step, trainer->device);
     SHOAL_TRY(exec_prepare(trainer->step));
     SHOAL_TRY(build_eval(trainer->build, &env, &trainer->eval));
+    exec_use_device(trainer->eval, trainer->device);
     SHOAL_TRY(exec_prepare(trainer->eval));
     if (trainer->policy.sample_tokens > 0) {
         SHOAL_TRY(build_decode(trainer->build, &env, &trainer->decode));
+        exec_use_device(trainer->decode, trainer->device);
         SHOAL_TRY(exec_prepare(trainer->decode));
     }
     return SHOAL_OK;
@@ -166,6 +170,7 @@ static shoal_status prepare(struct trainer *trainer)
     comm_note(comm, 0, "starting");
     SHOAL_TRY(setup_agree_config(comm, trainer->config));
     SHOAL_TRY(comm_agree(comm, open_parts(trainer)));
+    SHOAL_TRY(train_device_connect(trainer));
     comm_use_pool(comm, trainer->pool);
     SHOAL_TRY(comm_agree(comm, train_build(trainer)));
     if (comm_rank(comm) == 0)
@@ -332,7 +337,8 @@ shoal_status train_open(const struct config *config, struct trainer **trainer_ou
     struct comm_params params = {.timeout_s = config->comm.timeout_s,
                                  .heartbeat_s = config->comm.heartbeat_s,
                                  .ranks_per_host = config->comm.ranks_per_host,
-                                 .ring = strcmp(config->parallel.reduction, "ring") == 0};
+                                 .ring = strcmp(config->parallel.reduction, "ring") == 0,
+                                 .transport = setup_transport(config)};
     struct trainer *trainer = calloc(1, sizeof *trainer);
 
     if (trainer == NULL)
@@ -366,10 +372,10 @@ void train_close(struct trainer *trainer, shoal_status status)
     data_close(trainer->data);
     optim_setup_destroy(trainer->optim);
     model_destroy(trainer->model);
-    device_close(trainer->device);
     free(trainer->config_yaml);
     free(trainer->model_json);
     comm_close(trainer->comm, status);
+    device_close(trainer->device);
     pool_destroy(trainer->pool);
     free(trainer);
 }

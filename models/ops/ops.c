@@ -274,6 +274,18 @@ shoal_status op_gelu_backward(struct ops *ops, int64_t n, enum dtype dtype, cons
            ops->table->gelu_backward(ops, n, dtype, x, dy, dx));
 }
 
+shoal_status op_gelu_again(struct ops *ops, int64_t n, enum dtype dtype, const void *x,
+                           const void *dy, void *y, void *dx)
+{
+    if (ops->table->gelu_again == NULL) {
+        SHOAL_TRY(op_gelu(ops, n, dtype, x, y));
+        return op_gelu_backward(ops, n, dtype, x, dy, dx);
+    }
+    SHOAL_TRY(check_dtype("gelu again", dtype));
+    BOOKED(OP_CLASS_ACTIVATION, 0, 4 * n * width(dtype),
+           ops->table->gelu_again(ops, n, dtype, x, dy, y, dx));
+}
+
 shoal_status op_swiglu(struct ops *ops, int64_t N, int64_t F, enum dtype dtype, const void *gate_up,
                        void *y)
 {
@@ -295,9 +307,11 @@ shoal_status op_swiglu_backward(struct ops *ops, int64_t N, int64_t F, enum dtyp
 /* ---- embedding ---- */
 
 /* Indexes come from data: one outside the table would read or write other memory. */
-static shoal_status check_indexes(const char *op, const char *what, const int32_t *indexes,
-                                  int64_t n, int64_t V)
+static shoal_status check_indexes(const struct ops *ops, const char *op, const char *what,
+                                  const int32_t *indexes, int64_t n, int64_t V)
 {
+    if (ops->table->device_memory)
+        return SHOAL_OK;
     for (int64_t i = 0; i < n; i++)
         if (indexes[i] >= V)
             return fail(SHOAL_ERR_DATA, "%s: %s %lld is %d, expected less than %lld", op, what,
@@ -320,7 +334,7 @@ shoal_status op_embedding_backward(struct ops *ops, int64_t B, int64_t T, int64_
                                    float *dwte, float *dwpe)
 {
     SHOAL_TRY(check_positive("embedding backward", "vocabulary", V));
-    SHOAL_TRY(check_indexes("embedding backward", "token", tokens, B * T, V));
+    SHOAL_TRY(check_indexes(ops, "embedding backward", "token", tokens, B * T, V));
     if (dwpe != NULL && T > T_max)
         return fail(SHOAL_ERR_INTERNAL,
                     "embedding backward: expected at most %lld positions, found %lld",
@@ -354,7 +368,7 @@ shoal_status op_head_loss(struct ops *ops, struct head_shape s, const void *x, c
                           const int32_t *targets, double *row_loss, void *scratch)
 {
     SHOAL_TRY(check_head("head", &s));
-    SHOAL_TRY(check_indexes("head", "target", targets, s.N, s.V));
+    SHOAL_TRY(check_indexes(ops, "head", "target", targets, s.N, s.V));
     BOOKED(OP_CLASS_HEAD, 2 * s.N * s.C * s.V, width(s.dtype) * (s.N * s.C + s.V * s.C),
            ops->table->head_loss(ops, s, x, w, targets, row_loss, scratch));
 }
@@ -364,7 +378,7 @@ shoal_status op_head_loss_backward(struct ops *ops, struct head_shape s, const v
                                    double *row_loss, void *dx, float *dw, void *scratch)
 {
     SHOAL_TRY(check_head("head backward", &s));
-    SHOAL_TRY(check_indexes("head backward", "target", targets, s.N, s.V));
+    SHOAL_TRY(check_indexes(ops, "head backward", "target", targets, s.N, s.V));
     BOOKED(OP_CLASS_HEAD, 6 * s.N * s.C * s.V,
            width(s.dtype) * (2 * s.N * s.C + s.V * s.C) + 4 * s.V * s.C,
            ops->table->head_loss_backward(ops, s, x, w, targets, scale, row_loss, dx, dw, scratch));

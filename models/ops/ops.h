@@ -175,6 +175,9 @@ shoal_status op_gelu(struct ops *ops, int64_t n, enum dtype dtype, const void *x
 /* dx = dy * gelu'(x); dx may be dy. */
 shoal_status op_gelu_backward(struct ops *ops, int64_t n, enum dtype dtype, const void *x,
                               const void *dy, void *dx);
+/* Both, for a backward that makes y anew: y = gelu(x), dx = dy * gelu'(x); dx may be dy. */
+shoal_status op_gelu_again(struct ops *ops, int64_t n, enum dtype dtype, const void *x,
+                           const void *dy, void *y, void *dx);
 
 /* SwiGLU (Shazeer 2020): gate_up [N, 2F] = gate | up per row; y [N, F] = silu(gate) * up. */
 shoal_status op_swiglu(struct ops *ops, int64_t N, int64_t F, enum dtype dtype, const void *gate_up,

@@ -7,6 +7,7 @@
  * ops.h.  ops.c checks arguments and forwards; a back end embeds `struct ops` as its first member.
  */
 struct ops_vtable {
+    bool device_memory; /* the host cannot read what the ops are given: no index is checked */
     void (*destroy)(struct ops *ops);
     int (*threads)(const struct ops *ops);
     const char *(*describe)(const struct ops *ops);
@@ -50,6 +51,9 @@ struct ops_vtable {
     shoal_status (*gelu)(struct ops *ops, int64_t n, enum dtype dtype, const void *x, void *y);
     shoal_status (*gelu_backward)(struct ops *ops, int64_t n, enum dtype dtype, const void *x,
                                   const void *dy, void *dx);
+    /* Optional: NULL stands for gelu and gelu_backward, one after the other. */
+    shoal_status (*gelu_again)(struct ops *ops, int64_t n, enum dtype dtype, const void *x,
+                               const void *dy, void *y, void *dx);
     shoal_status (*swiglu)(struct ops *ops, int64_t N, int64_t F, enum dtype dtype,
                            const void *gate_up, void *y);
     shoal_status (*swiglu_backward)(struct ops *ops, int64_t N, int64_t F, enum dtype dtype,

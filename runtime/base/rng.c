@@ -48,6 +48,13 @@ void rng_block(uint64_t seed, uint32_t stream, uint64_t sub, uint64_t index, uin
     philox_block(key_of(seed, stream), counter, out);
 }
 
+void rng_key(uint64_t seed, uint32_t stream, uint32_t key_out[2])
+{
+    const struct philox_key key = key_of(seed, stream);
+
+    memcpy(key_out, key.k, sizeof key.k);
+}
+
 double rng_uniform(uint64_t seed, uint32_t stream, uint64_t sub, uint64_t index)
 {
     uint32_t x[4];

@@ -21,6 +21,9 @@ enum rng_stream {
 /* 128 random bits for counter `index` of (seed, stream, sub). */
 void rng_block(uint64_t seed, uint32_t stream, uint64_t sub, uint64_t index, uint32_t out[4]);
 
+/* The key behind rng_block, for code that makes blocks itself: kernels of a GPU. */
+void rng_key(uint64_t seed, uint32_t stream, uint32_t key_out[2]);
+
 /* Uniform in [0, 1) with 53 bits. */
 double rng_uniform(uint64_t seed, uint32_t stream, uint64_t sub, uint64_t index);
 

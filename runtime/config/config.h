@@ -67,6 +67,9 @@ struct config {
         double beta3, alpha;
         int64_t slow_warmup_steps;
         double gamma;
+        bool cautious, tensor_clip;
+        double clip_threshold;
+        bool scale_parameter, relative_step;
         double grad_clip;
         char on_nonfinite[8]; /* stop | skip */
         char state[16];       /* codec of the optimizer state */
@@ -80,10 +83,12 @@ struct config {
         char order[16];
         bool recompute;
         char reduction[8];
+        char prefetch[8]; /* auto | on | off */
     } parallel;
     struct {
         double timeout_s, heartbeat_s;
         int ranks_per_host;
+        char transport[8]; /* auto | mpi | staged | nccl */
     } comm;
     struct {
         int64_t every; /* steps; 0: only at the end */

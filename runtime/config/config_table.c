@@ -209,7 +209,9 @@ static const struct config_key keys[] = {
      FIELD(optimizer.name),
      .fallback = "adamw",
      .also = "type optim",
-     .help = "The rule: adamw, adam, adam_atan2, ademamix, adopt, lion, mars or sgd."},
+     .help =
+         "The rule: adamw, adam, adam_atan2, adam_mini, adafactor, ademamix, adopt, came, lion, "
+         "mars or sgd."},
     {.path = "optimizer.lr",
      .type = CONFIG_REAL,
      FIELD(optimizer.lr),
@@ -312,6 +314,35 @@ static const struct config_key keys[] = {
      .min = 0,
      .max = 100,
      .help = "mars: share of the change since the last step's gradient."},
+    {.path = "optimizer.cautious",
+     .type = CONFIG_BOOL,
+     FIELD(optimizer.cautious),
+     .fallback = "false",
+     .help = "adamw, adam_atan2, ademamix, adopt, lion, mars: move only where the update and the "
+             "gradient agree in sign."},
+    {.path = "optimizer.tensor_clip",
+     .type = CONFIG_BOOL,
+     FIELD(optimizer.tensor_clip),
+     .fallback = "false",
+     .help = "mars: scale each tensor's corrected gradient to a norm of at most 1, as its paper "
+             "does."},
+    {.path = "optimizer.clip_threshold",
+     .type = CONFIG_REAL,
+     FIELD(optimizer.clip_threshold),
+     .fallback = "1.0",
+     .min = 1e-6,
+     .max = 1e9,
+     .help = "adafactor, came: largest root mean square of a tensor's update."},
+    {.path = "optimizer.scale_parameter",
+     .type = CONFIG_BOOL,
+     FIELD(optimizer.scale_parameter),
+     .fallback = "false",
+     .help = "adafactor: the learning rate is relative to the root mean square of the tensor."},
+    {.path = "optimizer.relative_step",
+     .type = CONFIG_BOOL,
+     FIELD(optimizer.relative_step),
+     .fallback = "false",
+     .help = "adafactor: min(0.01, 1/sqrt(step)) instead of the learning rate."},
     {.path = "optimizer.grad_clip",
      .type = CONFIG_REAL,
      FIELD(optimizer.grad_clip),
@@ -339,8 +370,9 @@ static const struct config_key keys[] = {
      FIELD(optimizer.groups),
      .fallback = "[]",
      .also = "param_groups parameter_groups",
-     .help = "Tensors with settings of their own, \"MATCH: KEY=VALUE ...\": roles or name patterns; "
-             "rule, state, lr_scale, weight_decay, betas, eps, momentum. The first match counts."},
+     .help =
+         "Tensors with settings of their own, \"MATCH: KEY=VALUE ...\": roles or name patterns; "
+         "rule, state, lr_scale, weight_decay, betas, eps, momentum. The first match counts."},
 
     {.path = "precision.compute",
      .type = CONFIG_CHOICE,
@@ -392,6 +424,14 @@ static const struct config_key keys[] = {
      .choices = "tree|ring",
      .help = "Order of sums over ranks; tree: the same bits for every power-of-two number of "
              "ranks; ring: the transport's own order."},
+    {.path = "parallel.prefetch",
+     .type = CONFIG_CHOICE,
+     FIELD(parallel.prefetch),
+     .fallback = "auto",
+     .choices = "auto|on|off",
+     .also = "overlap overlap_comm forward_prefetch backward_prefetch",
+     .help = "Gather the next unit while one computes, in a second buffer; auto: on where the "
+             "device works beside communication. Never changes results."},
 
     {.path = "comm.timeout",
      .type = CONFIG_REAL,
@@ -409,6 +449,14 @@ static const struct config_key keys[] = {
      .max = 60,
      .unit = "s",
      .help = "Period of the watchdog."},
+    {.path = "comm.transport",
+     .type = CONFIG_CHOICE,
+     FIELD(comm.transport),
+     .fallback = "auto",
+     .choices = "auto|mpi|staged|nccl",
+     .also = "backend",
+     .help = "How ranks exchange weights and gradients; auto: mpi from host memory; between GPUs "
+             "nccl, or staged through host memory where ranks share one."},
     {.path = "comm.ranks_per_host",
      .type = CONFIG_INT,
      FIELD(comm.ranks_per_host),

@@ -251,31 +251,37 @@ static const struct device_ops cuda_ops = {.name = "cuda",
                                            .event_sync = cuda_event_sync,
                                            .event_seconds = cuda_event_seconds};
 
-static shoal_status attribute(int ordinal, enum cudaDeviceAttr which, int *out)
+/* A fact for people: 0 where the driver does not tell. */
+static double fact(int ordinal, enum cudaDeviceAttr which)
 {
-    return cuda_check(cudaDeviceGetAttribute(out, which, ordinal), "ask for an attribute");
+    int value = 0;
+
+    if (cudaDeviceGetAttribute(&value, which, ordinal) == cudaSuccess)
+        return value;
+    (void)cudaGetLastError();
+    return 0;
 }
 
-/* Name, size and the memory's peak by its clock (two transfers a cycle) and width. */
+/* Name, size and the memory's peak by its clock in kHz (two transfers a cycle) and width in bits. */
 static shoal_status read_facts(struct cuda *cuda)
 {
     struct cudaDeviceProp properties;
-    int khz = 0, bits = 0;
+    double rate = 2e3 / 8.0 * fact(cuda->ordinal, cudaDevAttrMemoryClockRate) *
+                  fact(cuda->ordinal, cudaDevAttrGlobalMemoryBusWidth);
 
     SHOAL_TRY(cuda_check(cudaGetDeviceProperties(&properties, cuda->ordinal), "describe a device"));
-    SHOAL_TRY(attribute(cuda->ordinal, cudaDevAttrMemoryClockRate, &khz));
-    SHOAL_TRY(attribute(cuda->ordinal, cudaDevAttrGlobalMemoryBusWidth, &bits));
     cuda->sm_count = properties.multiProcessorCount;
     cuda->capability = 10 * properties.major + properties.minor;
     if (cuda->capability < OLDEST_CAPABILITY)
         return fail(SHOAL_ERR_UNAVAILABLE, "%.100s has compute capability %d.%d, at least %d.%d",
                     properties.name, properties.major, properties.minor, OLDEST_CAPABILITY / 10,
                     OLDEST_CAPABILITY % 10);
-    snprintf(cuda->text, sizeof cuda->text,
-             "%.100s (GPU %d), compute %d.%d, %d SMs, %.1f GiB, %.2f TB/s", properties.name,
-             cuda->ordinal, properties.major, properties.minor, cuda->sm_count,
-             (double)properties.totalGlobalMem / (1 << 30),
-             1e-12 * 2.0 * 1e3 * (double)khz * (double)bits / 8.0);
+    int n =
+        snprintf(cuda->text, sizeof cuda->text, "%.100s (GPU %d), compute %d.%d, %d SMs, %.1f GiB",
+                 properties.name, cuda->ordinal, properties.major, properties.minor, cuda->sm_count,
+                 (double)properties.totalGlobalMem / (1 << 30));
+    if (rate > 0 && n > 0 && (size_t)n < sizeof cuda->text)
+        snprintf(cuda->text + n, sizeof cuda->text - (size_t)n, ", %.2f TB/s", 1e-12 * rate);
     return SHOAL_OK;
 }
 

@@ -1,8 +1,12 @@
 #pragma once
 
-#include "runtime/device/device.h"
-
 #include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include "runtime/device/device.h"
 
 /*
  * What CUDA code needs of the device: its streams, and the one conversion of the runtime's
@@ -21,3 +25,7 @@ shoal_status device_cuda_use(const struct device *device);
 int device_cuda_ordinal(const struct device *device);
 int device_cuda_sm_count(const struct device *device);
 int device_cuda_capability(const struct device *device); /* 90 for 9.0 */
+
+#ifdef __cplusplus
+}
+#endif

@@ -22,11 +22,6 @@ const char *device_auto_name(void)
     return "cpu";
 }
 
-static shoal_status open_host(struct device **device_out)
-{
-    return wants_remote() ? device_remote_open(device_out) : device_cpu_open(device_out);
-}
-
 static shoal_status no_cuda(const char *why)
 {
     fail(SHOAL_ERR_UNAVAILABLE, "device cuda: not available");
@@ -38,8 +33,10 @@ shoal_status device_open(const char *name, int local_rank, struct device **devic
 {
     bool automatic = strcmp(name, "auto") == 0;
 
-    if (strcmp(name, "cpu") == 0 || (automatic && wants_remote()))
-        return open_host(device_out);
+    if (automatic && wants_remote())
+        return device_remote_open(device_out);
+    if (strcmp(name, "cpu") == 0)
+        return device_cpu_open(device_out);
     if (!automatic && strcmp(name, "cuda") != 0) {
         fail(SHOAL_ERR_UNAVAILABLE, "device %s: there is no such device", name);
         return fail_hint(SHOAL_ERR_UNAVAILABLE, "set run.device to auto, cpu or cuda");
@@ -57,7 +54,7 @@ shoal_status device_open(const char *name, int local_rank, struct device **devic
         return no_cuda(
             "this build is without CUDA (SHOAL_CUDA was OFF, or its parts were missing)");
 #endif
-    return open_host(device_out);
+    return device_cpu_open(device_out);
 }
 
 void device_close(struct device *device)

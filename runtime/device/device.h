@@ -89,8 +89,8 @@ struct device {
  * their count, or SHOAL_ERR_UNAVAILABLE where there is none; "auto": cuda where it is, else cpu,
  * which a build with CUDA says in the log.  Another name is SHOAL_ERR_UNAVAILABLE.  Local.
  *
- * Test hook: SHOAL_TEST_DEVICE=remote makes "cpu" and "auto" a device whose memory is host memory
- * that faults when host code touches it outside of copies and operations.
+ * Test hook: SHOAL_TEST_DEVICE=remote makes "auto" a device whose memory is host memory that faults
+ * when host code touches it outside of copies and operations.
  */
 shoal_status device_open(const char *name, int local_rank, struct device **device_out);
 void device_close(struct device *device);

@@ -1,9 +1,17 @@
 #include "runtime/base/clock.h"
+#include "runtime/device/device.h"
 #include "runtime/schedule/schedule.h"
 #include "runtime/schedule/schedule_internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+
+/* Synchronous lanes, and what a run tells afterwards. */
+
+void exec_use_device(struct schedule *sched, struct device *device)
+{
+    sched->device = device_has_queues(device) ? device : NULL;
+}
 
 shoal_status exec_prepare(struct schedule *sched)
 {
@@ -14,25 +22,28 @@ shoal_status exec_prepare(struct schedule *sched)
     if (sched->begin == NULL || sched->end == NULL)
         return fail(SHOAL_ERR_NOMEM, "schedule %s: cannot allocate %d operation times", sched->name,
                     sched->n_ops);
-    return SHOAL_OK;
+    return sched->device == NULL ? SHOAL_OK : queues_prepare(sched);
 }
 
-/* "reduce block.3 microbatch 2" */
-static void describe(const struct schedule *sched, const struct op *op, char *out, size_t n_bytes)
+/* "reduce block.3 2: " */
+shoal_status exec_blame(const struct schedule *sched, const struct op *op, shoal_status status)
 {
     const char *unit = "";
-    int n = 0;
+    char index[16] = "";
 
     if (op->unit >= 0 && op->unit < sched->n_unit_names)
         unit = sched->unit_names[op->unit];
-    n = snprintf(out, n_bytes, "%s%s%s", op_kind_name(op->kind), unit[0] != '\0' ? " " : "", unit);
-    if (op->index >= 0 && n > 0 && (size_t)n < n_bytes)
-        snprintf(out + n, n_bytes - (size_t)n, " %d", op->index);
+    if (op->index >= 0)
+        snprintf(index, sizeof index, " %d", op->index);
+    return fail_context(status, "%s%s%s%s", op_kind_name(op->kind), unit[0] != '\0' ? " " : "",
+                        unit, index);
 }
 
 shoal_status exec_run(struct schedule *sched)
 {
     SHOAL_TRY(exec_prepare(sched));
+    if (sched->device != NULL)
+        return queues_run(sched);
     for (int i = 0; i < sched->n_ops; i++) {
         const struct op *op = &sched->ops[i];
 
@@ -40,11 +51,8 @@ shoal_status exec_run(struct schedule *sched)
         sched->begin[i] = clock_seconds();
         shoal_status status = op->run(op);
         sched->end[i] = clock_seconds();
-        if (status != SHOAL_OK) {
-            char what[96];
-            describe(sched, op, what, sizeof what);
-            return fail_context(status, "%s", what);
-        }
+        if (status != SHOAL_OK)
+            return exec_blame(sched, op, status);
     }
     atomic_store_explicit(&sched->current, NULL, memory_order_relaxed);
     return SHOAL_OK;
@@ -68,6 +76,53 @@ double exec_lane_seconds(const struct schedule *sched, enum lane lane)
         if (sched->ops[i].lane == lane)
             sum += sched->end[i] - sched->begin[i];
     return sum;
+}
+
+double exec_span_seconds(const struct schedule *sched)
+{
+    double first = 0, last = 0;
+
+    for (int i = 0; sched->begin != NULL && i < sched->n_ops; i++) {
+        if (i == 0 || sched->begin[i] < first)
+            first = sched->begin[i];
+        if (i == 0 || sched->end[i] > last)
+            last = sched->end[i];
+    }
+    return last - first;
+}
+
+/* The first operation of `lane` at or after i; n_ops: none. */
+static int next_of(const struct schedule *sched, enum lane lane, int i)
+{
+    while (i < sched->n_ops && sched->ops[i].lane != lane)
+        i++;
+    return i;
+}
+
+/* Operations of one lane follow each other, so both lanes are walked once, side by side. */
+double exec_exposed_seconds(const struct schedule *sched)
+{
+    double exposed = 0;
+    int compute = 0;
+
+    if (sched->begin == NULL)
+        return 0;
+    compute = next_of(sched, LANE_COMPUTE, 0);
+    for (int i = next_of(sched, LANE_COMM, 0); i < sched->n_ops;
+         i = next_of(sched, LANE_COMM, i + 1)) {
+        double at = sched->begin[i], end = sched->end[i];
+        while (at < end) {
+            while (compute < sched->n_ops && sched->end[compute] <= at)
+                compute = next_of(sched, LANE_COMPUTE, compute + 1);
+            double until =
+                compute < sched->n_ops && sched->begin[compute] < end ? sched->begin[compute] : end;
+            exposed += until > at ? until - at : 0;
+            if (until >= end)
+                break;
+            at = sched->end[compute];
+        }
+    }
+    return exposed;
 }
 
 const struct op *exec_current(const struct schedule *sched)

@@ -25,6 +25,7 @@ void sched_destroy(struct schedule *sched)
 {
     if (sched == NULL)
         return;
+    queues_release(sched);
     while (sched->args != NULL) {
         struct arg_block *next = sched->args->next;
         free(sched->args);

@@ -22,11 +22,12 @@
 
 /* ---- plan: every byte of a run, known before anything is allocated ---- */
 
-/* Where a slot lives. */
+/* Where a slot lives; all but SPACE_HOST are memory of the rank's device. */
 enum space {
     SPACE_PRIVATE, /* this rank's own memory */
     SPACE_WINDOW,  /* this rank's part of the host's shared window: peers may read it */
     SPACE_SHARED,  /* one copy per host, written by all its ranks */
+    SPACE_HOST,    /* this rank's host memory beside a device with memory of its own */
     SPACE_COUNT
 };
 
@@ -129,7 +130,11 @@ enum { OP_MAX_SLOTS = 16 };
 
 struct op;
 
-/* Do the work of `op` (its own argument is op->arg).  Must not allocate. */
+/*
+ * Do the work of `op` (its own argument is op->arg).  Must not allocate.  On a device with queues
+ * an operation of COMPUTE, COMM, H2D or D2H issues its work to the queue of its lane and returns,
+ * unless `host` is set.
+ */
 typedef shoal_status op_run_fn(const struct op *op);
 
 struct op {
@@ -137,6 +142,11 @@ struct op {
     enum lane lane;
     int unit;  /* -1: none */
     int index; /* microbatch or chunk, -1: none */
+    /*
+     * `run` works on the calling thread whatever the lane: its inputs are complete when it starts,
+     * its results when it returns.  Always so for the disk lanes and HOST.
+     */
+    bool host;
     int n_slots;
     struct {
         int slot;
@@ -172,14 +182,25 @@ const char *lane_name(enum lane lane);
 
 /* ---- executor ---- */
 
-/* Allocate what a run needs (times per operation); called once, before the first step. */
+struct device;
+
+/*
+ * The device whose queues the lanes COMPUTE, COMM, H2D and D2H are; borrowed until sched_destroy.
+ * Before exec_prepare; without it, or on a device without queues, lanes are synchronous.
+ */
+void exec_use_device(struct schedule *sched, struct device *device);
+
+/* Allocate what a run needs (times and events per operation); once, before the first step. */
 shoal_status exec_prepare(struct schedule *sched);
 
 /*
- * Run all operations once.  Here operations run in issue order on the calling
- * thread: a lane is synchronous.  On failure the message starts with the operation
- * ("reduce block.3 microbatch 2: ...") and the rest is not run.  Collective if the
- * schedule holds communication.
+ * Run all operations once; all are complete on return.  Operations are issued in order by the
+ * calling thread.  Synchronous lanes run them one after the other.  With queues, an
+ * operation's dependencies in other queues become waits of its queue, those of an operation
+ * on the host waits of the calling thread.
+ *
+ * On failure the message starts with the operation ("reduce block.3 microbatch 2: ...") and
+ * the rest is not run.  Collective if the schedule holds communication.
  */
 shoal_status exec_run(struct schedule *sched);
 
@@ -187,7 +208,14 @@ shoal_status exec_run(struct schedule *sched);
 double exec_kind_seconds(const struct schedule *sched, enum op_kind kind);
 double exec_lane_seconds(const struct schedule *sched, enum lane lane);
 
-/* The operation that is running now (for watchdogs), or NULL; readable from any thread. */
+/*
+ * Of the last exec_run: seconds from the first begin to the last end; and those in which COMM ran
+ * and COMPUTE did not, the communication that nothing hides.
+ */
+double exec_span_seconds(const struct schedule *sched);
+double exec_exposed_seconds(const struct schedule *sched);
+
+/* The operation that is running, or issued last (for watchdogs), or NULL; readable from any thread. */
 const struct op *exec_current(const struct schedule *sched);
 
 /* Names of units for messages; borrowed. */

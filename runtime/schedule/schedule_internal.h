@@ -30,8 +30,21 @@ struct schedule {
 
     /* The last run. */
     double *begin, *end; /* seconds per operation */
+
+    /* With queues: events around each operation, and one at the start of the run. */
+    struct device *device; /* NULL: lanes are synchronous */
+    struct device_event **begun, **ended, *origin;
+    double origin_seconds;
     _Atomic(const struct op *) current;
 };
+
+/* executor_queues.c: the forms of exec_prepare and exec_run on a device with queues. */
+shoal_status queues_prepare(struct schedule *sched);
+void queues_release(struct schedule *sched);
+shoal_status queues_run(struct schedule *sched);
+
+/* Put the operation's name in front of the failure just recorded. */
+shoal_status exec_blame(const struct schedule *sched, const struct op *op, shoal_status status);
 
 struct slot_state {
     int last_writer;  /* operation, -1: none */

@@ -18,6 +18,8 @@ shoal_status exec_trace_write(const struct schedule *sched, int rank, const char
         return fail(SHOAL_ERR_CANTCREATE, "trace %s: %s", path, strerror(errno));
 
     double start = sched->begin[0];
+    for (int i = 1; i < sched->n_ops; i++)
+        start = sched->begin[i] < start ? sched->begin[i] : start;
     fprintf(file, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
     for (int lane = 0; lane < LANE_COUNT; lane++)
         fprintf(file,

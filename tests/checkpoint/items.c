@@ -63,9 +63,9 @@ unsigned char item_byte(int tensor, int kind, int64_t byte, int64_t step)
 
 /* ---- the device ---- */
 
-void device_create(struct device *device, size_t n_bytes)
+void far_create(struct far_memory *device, size_t n_bytes)
 {
-    *device = (struct device){.n_bytes = n_bytes};
+    *device = (struct far_memory){.n_bytes = n_bytes};
     device->store = malloc(n_bytes + 1);
     device->address =
         mmap(NULL, n_bytes + 1, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -73,14 +73,14 @@ void device_create(struct device *device, size_t n_bytes)
         abort();
 }
 
-void device_destroy(struct device *device)
+void far_destroy(struct far_memory *device)
 {
     if (device->store != NULL)
         munmap(device->address, device->n_bytes + 1);
     free(device->store);
 }
 
-static bool is_within_a_piece(const struct device *d, const char *at, size_t n_bytes)
+static bool is_within_a_piece(const struct far_memory *d, const char *at, size_t n_bytes)
 {
     for (size_t i = 0; i < d->n_pieces; i++) {
         const struct ckpt_piece *p = &d->pieces[i];
@@ -94,9 +94,9 @@ static bool is_within_a_piece(const struct device *d, const char *at, size_t n_b
     return false;
 }
 
-shoal_status device_copy(void *arg, void *dst, const void *src, size_t n_bytes, bool to_memory)
+shoal_status far_copy(void *arg, void *dst, const void *src, size_t n_bytes, bool to_memory)
 {
-    struct device *d = arg;
+    struct far_memory *d = arg;
     const char *at = to_memory ? dst : src;
     size_t offset = (size_t)(at - d->address);
 
@@ -160,7 +160,7 @@ void items_create(struct items *items, const struct layout *layout, const struct
             if (items_have(t, k))
                 items_add(items, cut, t, k);
     if (cut->device)
-        device_create(&items->device, items->n_bytes);
+        far_create(&items->device, items->n_bytes);
     else
         items->data = aligned_alloc(4096, items->n_bytes / 4096 * 4096 + 4096);
     items->device.pieces = items->pieces;
@@ -171,7 +171,7 @@ void items_create(struct items *items, const struct layout *layout, const struct
 
         p->data = (cut->device ? items->device.address : items->data) + offset;
         if (cut->device) {
-            p->copy = device_copy;
+            p->copy = far_copy;
             p->copy_arg = &items->device;
         }
     }
@@ -179,7 +179,7 @@ void items_create(struct items *items, const struct layout *layout, const struct
 
 void items_destroy(struct items *items)
 {
-    device_destroy(&items->device);
+    far_destroy(&items->device);
     free(items->data);
     free(items->pieces);
 }

@@ -28,10 +28,10 @@ int64_t items_count(const struct layout *layout, int tensor, int kind);
 unsigned char item_byte(int tensor, int kind, int64_t byte, int64_t step);
 
 /*
- * Memory that only device_copy reaches: addresses are of pages without access, the bytes lie
+ * Memory that only far_copy reaches: addresses are of pages without access, the bytes lie
  * elsewhere and inverted.  A copy must stay within one piece and consist of whole items.
  */
-struct device {
+struct far_memory {
     char *address;
     unsigned char *store;
     size_t n_bytes;
@@ -41,9 +41,9 @@ struct device {
     int fail_copy; /* the copy that fails, from 1; 0: none */
 };
 
-void device_create(struct device *device, size_t n_bytes);
-void device_destroy(struct device *device);
-ckpt_copy_fn device_copy;
+void far_create(struct far_memory *device, size_t n_bytes);
+void far_destroy(struct far_memory *device);
+ckpt_copy_fn far_copy;
 
 /* A rank's pieces and their memory. */
 struct items {
@@ -51,8 +51,8 @@ struct items {
     struct ckpt_piece *pieces;
     size_t n;
     size_t n_bytes;
-    char *data;           /* host memory, or ... */
-    struct device device; /* ... if it has a store */
+    char *data;               /* host memory, or ... */
+    struct far_memory device; /* ... if it has a store */
 };
 
 struct items_cut {

@@ -165,7 +165,8 @@ Test(cli, wrong_calls_are_refused_with_these_words)
         {"train bad.yaml",
          "error   bad.yaml:2:3: unknown key \"optimizer.leanring_rate\"\n"
          "        the keys of optimizer are: name lr min_lr warmup_steps schedule betas eps "
-         "weight_decay momentum nesterov beta3 alpha slow_warmup_steps gamma grad_clip "
+         "weight_decay momentum nesterov beta3 alpha slow_warmup_steps gamma cautious tensor_clip "
+         "clip_threshold scale_parameter relative_step grad_clip "
          "on_nonfinite state groups\n"
          "        hint: did you mean optimizer.lr?   [exit 78]\n",
          78},

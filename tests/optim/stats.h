@@ -63,7 +63,7 @@ static inline void trained_init(struct trained *t, const char *rule, const struc
     for (int k = 0; k < t->stats.rule->n_states; k++)
         t->states[k] = zeros(t->n, sizeof(float));
     for (int r = 0; r < RANKS_MAX; r++) {
-        for (int k = 0; k < t->stats.rule->stats->n_vectors; k++)
+        for (int k = 0; k < t->stats.how->n_vectors; k++)
             t->vectors[r][k] = zeros(t->stats.vector_elements[k], sizeof(float));
     }
 }
@@ -203,7 +203,7 @@ static inline double grad_squares(const struct trained *t)
 /* One step on the gradients in t->grad. */
 static inline void train(struct trained *t, int64_t index, const struct cut *cut, float grad_scale)
 {
-    const struct optim_stats_rule *rule = t->stats.rule->stats;
+    const struct optim_stats_rule *rule = t->stats.how;
     const struct optim_stats_step step = {
         .scalars = t->stats.rule->scalars(&t->hyper, index),
         .grad_scale = grad_scale,
@@ -219,8 +219,10 @@ static inline void train(struct trained *t, int64_t index, const struct cut *cut
                 t->vectors[rank][k][i] = NAN;
         }
     }
-    for (int pass = 0; pass < rule->n_passes; pass++)
-        run_pass(t, &step, cut, pass);
+    for (int pass = 0; pass < rule->n_passes; pass++) {
+        if (t->stats.n_limbs[pass] > 0)
+            run_pass(t, &step, cut, pass);
+    }
     for_tiles(t, &step, cut, apply_tile, NULL);
 }
 

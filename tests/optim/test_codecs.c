@@ -1,6 +1,5 @@
-#include "optim/codec.h"
 #include "runtime/layout/layout.h"
-#include "tests/optim/rules.h"
+#include "tests/optim/codecs.h"
 
 /*
  * What every codec promises: the same bytes for every instruction set, extents of any length that
@@ -17,22 +16,6 @@ struct planes {
     _Alignas(64) uint8_t codes[CODE_BYTES];
     _Alignas(64) uint8_t scales[SCALE_BYTES];
 };
-
-static const struct optim_codec *find_codec(const char *name)
-{
-    const struct optim_codec *codec = NULL;
-
-    cr_assert_eq(codec_find(name, &codec), SHOAL_OK, "%s", shoal_last_error());
-    return codec;
-}
-
-static const struct master_codec *find_master(const char *name)
-{
-    const struct master_codec *codec = NULL;
-
-    cr_assert_eq(master_codec_find(name, &codec), SHOAL_OK, "%s", shoal_last_error());
-    return codec;
-}
 
 /* Kinds of contents: those of a run, of tiny and of huge ones, one value everywhere, corners. */
 enum { N_CONTENTS = 8 };

@@ -35,13 +35,12 @@ static void assert_same(const struct world *got, const struct world *want, const
     }
 }
 
-static void same_for_all_cuts(const char *rule, const char *state, const char *master)
+static void same_for_all_cuts(struct world_params params)
 {
     static const struct {
         int n_ranks, n_threads;
         int64_t chunk;
     } cuts[] = {{2, 1, 0}, {3, 2, 5 * QUANTUM}, {4, 1, QUANTUM}, {8, 3, 0}};
-    struct world_params params = {.rule = rule, .state = state, .master = master};
     struct world want;
     char what[64];
 
@@ -53,7 +52,8 @@ static void same_for_all_cuts(const char *rule, const char *state, const char *m
         params.n_threads = cuts[i].n_threads;
         params.chunk = cuts[i].chunk;
         run(&got, &params);
-        snprintf(what, sizeof what, "%s %s %s on %d ranks", rule, state, master, cuts[i].n_ranks);
+        snprintf(what, sizeof what, "%s %s %s on %d ranks", params.rule, params.state,
+                 params.master, cuts[i].n_ranks);
         assert_same(&got, &want, what);
         world_close(&got);
     }
@@ -65,13 +65,27 @@ Test(coded_update, gives_the_same_bytes_for_every_rule_codec_and_cut)
     for (int r = 0; r < N_RULES; r++)
         for (int s = 0; codec_name(s) != NULL; s++)
             if (s == 0 || strcmp(RULES[r], "adafactor") != 0) /* it has no state per element */
-                same_for_all_cuts(RULES[r], codec_name(s), master_codec_name((r + s) % N_MASTERS));
+                same_for_all_cuts(
+                    (struct world_params){.rule = RULES[r],
+                                          .state = codec_name(s),
+                                          .master = master_codec_name((r + s) % N_MASTERS)});
 }
 
 Test(coded_update, gives_the_same_bytes_for_every_master_codec_and_cut)
 {
     for (int m = 0; master_codec_name(m) != NULL; m++)
-        same_for_all_cuts("adamw", "int8", master_codec_name(m));
+        same_for_all_cuts((struct world_params){
+            .rule = "adamw", .state = "int8", .master = master_codec_name(m)});
+}
+
+Test(coded_update, gives_the_same_bytes_with_options_that_look_at_whole_tensors)
+{
+    same_for_all_cuts((struct world_params){
+        .rule = "adamw", .state = "int8", .master = "ecc8", .cautious = true});
+    same_for_all_cuts(
+        (struct world_params){.rule = "lion", .state = "int4", .master = "fp32", .cautious = true});
+    same_for_all_cuts((struct world_params){
+        .rule = "mars", .state = "int8", .master = "split16", .tensor_clip = true});
 }
 
 /* The lossless split is the fp32 master in another form: the very same states. */

@@ -10,13 +10,31 @@
 
 enum { STEPS = 4 };
 
-static const struct optim_hyper ordinary = {
-    .lr = 3e-3, .beta1 = 0.9, .beta2 = 0.95, .beta3 = 0.99, .eps = 1e-8, .weight_decay = 0.1};
+static const struct optim_hyper ordinary = {.lr = 3e-3,
+                                            .beta1 = 0.9,
+                                            .beta2 = 0.95,
+                                            .beta3 = 0.99,
+                                            .alpha = 5.0,
+                                            .gamma = 0.025,
+                                            .eps = 1e-8,
+                                            .weight_decay = 0.1};
 
 static const struct {
     const char *rule;
-    bool scale_parameter;
-} RULES[] = {{"adam_mini", false}, {"adafactor", false}, {"adafactor", true}, {"came", false}};
+    bool scale_parameter, cautious, tensor_clip;
+} RULES[] = {
+    {"adam_mini"},
+    {"adafactor"},
+    {"adafactor", .scale_parameter = true},
+    {"came"},
+    {"adamw", .cautious = true},
+    {"adam_atan2", .cautious = true},
+    {"ademamix", .cautious = true},
+    {"adopt", .cautious = true},
+    {"lion", .cautious = true},
+    {"mars", .tensor_clip = true},
+    {"mars", .cautious = true, .tensor_clip = true},
+};
 
 enum { N_RULES = sizeof RULES / sizeof RULES[0], N_TENSORS = 12 };
 
@@ -25,6 +43,8 @@ static struct optim_hyper hyper_of(int k)
     struct optim_hyper hyper = ordinary;
 
     hyper.scale_parameter = RULES[k].scale_parameter;
+    hyper.cautious = RULES[k].cautious;
+    hyper.tensor_clip = RULES[k].tensor_clip;
     return hyper;
 }
 
@@ -87,12 +107,12 @@ static void assert_same_bytes(const struct trained *got, int ranks, const struct
     cr_assert_arr_eq(got->param, want->param, n * sizeof(bf16_t), "%s", what);
     for (int k = 0; k < want->stats.rule->n_states; k++)
         cr_assert_arr_eq(got->states[k], want->states[k], n * sizeof(float), "%s", what);
-    for (int k = 0; k < want->stats.rule->stats->n_vectors; k++) {
+    for (int k = 0; k < want->stats.how->n_vectors; k++) {
         const size_t bytes = (size_t)want->stats.vector_elements[k] * sizeof(float);
 
         for (int rank = 0; rank < ranks && bytes > 0; rank++)
             cr_assert_arr_eq(got->vectors[rank][k], want->vectors[0][k], bytes, "%s: %s of rank %d",
-                             what, want->stats.rule->stats->vectors[k].name, rank);
+                             what, want->stats.how->vectors[k].name, rank);
     }
 }
 
@@ -294,151 +314,42 @@ Test(stats, an_element_of_zero_gradients_among_others_never_moves)
     }
 }
 
-Test(stats, biases_under_adam_mini_are_adamw_bit_for_bit)
+/* Blocks of one element: what one term adds to limbs, for squares of any size below the norm's. */
+Test(stats, terms_are_cut_into_small_limbs_without_loss)
 {
-    const struct optim_rule *adamw = find_rule("adamw");
+    enum { N = 4096 };
+    const struct tensor tensor = make_tensor(ROLE_GATE_UP, N, 1);
+    int64_t *limbs = zeros(3 * N, sizeof *limbs);
     struct trained t;
-    float *master;
-    float *m;
-    float *v;
+    double bound = 8.0;
 
-    start(&t, 0, 8);
-    t.decay = true;
-    master = zeros(t.n, sizeof(float));
-    m = zeros(t.n, sizeof(float));
-    v = zeros(t.n, sizeof(float));
-    memcpy(master, t.master, (size_t)t.n * sizeof(float));
-    for (int64_t step = 1; step <= 20; step++) {
-        const struct optim_scalars scalars = adamw->scalars(&ordinary, step);
+    trained_init(&t, "adam_mini", &tensor, &ordinary);
+    for (int64_t i = 0; i < N; i++) {
+        uint32_t x[4];
 
-        fill_grads(&t, (uint64_t)step);
-        const struct optim_extent all = {.n = (size_t)t.n,
-                                         .grad = t.grad,
-                                         .grad_scale = 0.75f,
-                                         .decay = true,
-                                         .master = master,
-                                         .states = {m, v}};
-
-        adamw->kernel(&scalars, &all);
-        train(&t, step, &(struct cut){3, 2, 256, "scalar", true}, 0.75f);
+        rng_block(5, RNG_STREAM_SAMPLE, 0, (uint64_t)i, x);
+        t.grad[i] = ldexpf(1.0f + ldexpf((float)(x[0] >> 9), -23), -(int)(x[1] % 30));
     }
-    cr_assert_arr_eq(t.master, master, (size_t)t.n * sizeof(float));
-    cr_assert_arr_eq(t.states[0], m, (size_t)t.n * sizeof(float));
-    cr_assert_arr_eq(t.vectors[1][0], v, (size_t)t.n * sizeof(float));
-    free(master);
-    free(m);
-    free(v);
+    t.grad[0] = float_of(0x3fffffff);
+    const struct optim_stats_step step = {.grad_scale = 1.0f, .grad_squares = grad_squares(&t)};
+    while (bound < 8.0 * step.grad_squares)
+        bound *= 2.0;
+    const struct optim_extent tile = tile_at(&t, 0, N, 1.0f);
+    optim_stats_accumulate(&t.stats, &step, 0, &tile, 0, rank_vectors(&t, 0), limbs);
+
+    for (int64_t i = 0; i < N; i++) {
+        const double square = (double)t.grad[i] * (double)t.grad[i];
+        const __int128 value =
+            ((__int128)limbs[i] << 80) + ((__int128)limbs[N + i] << 40) + limbs[2 * N + i];
+        const double exact = ldexp(square / bound, 120); /* an integer here */
+
+        cr_assert(limbs[i] >= 0 && limbs[i] <= (int64_t)1 << 37, "limb 0 of %d", (int)i);
+        cr_assert(llabs(limbs[N + i]) <= (int64_t)1 << 39, "limb 1 of %d", (int)i);
+        cr_assert(llabs(limbs[2 * N + i]) <= (int64_t)1 << 39, "limb 2 of %d", (int)i);
+        cr_assert(value == (__int128)exact, "element %d: %g", (int)i, square);
+    }
+    free(limbs);
     trained_fini(&t);
-}
-
-/* The block that an element shares with others, found by moving its gradient alone. */
-static void check_blocks(const struct tensor *tensor, int64_t n_blocks,
-                         int64_t (*block_of)(int64_t))
-{
-    struct trained t;
-
-    trained_init(&t, "adam_mini", tensor, &ordinary);
-    cr_assert_eq(t.stats.vector_elements[0], n_blocks, "%lld blocks",
-                 (long long)t.stats.vector_elements[0]);
-    for (int64_t i = 0; i < t.n; i++) {
-        const int64_t block = block_of(i);
-
-        memset(t.grad, 0, (size_t)t.n * sizeof(float));
-        memset(t.vectors[0][0], 0, (size_t)n_blocks * sizeof(float));
-        t.grad[i] = 1.0f;
-        train(&t, 1, &uncut, 1.0f);
-        for (int64_t b = 0; b < n_blocks; b++)
-            cr_assert_eq(t.vectors[0][0][b] != 0.0f, b == block, "element %lld, block %lld",
-                         (long long)i, (long long)b);
-    }
-    trained_fini(&t);
-}
-
-/* 3 query heads and 1 key head of 2 rows, 2 value rows; rows of 5. */
-static int64_t qkv_block(int64_t i)
-{
-    const int64_t row = i / 5;
-
-    return row < 8 ? row / 2 : 4 + (row - 8);
-}
-
-static int64_t row_block(int64_t i)
-{
-    return i / 5;
-}
-
-static int64_t only_block(int64_t i)
-{
-    (void)i;
-    return 0;
-}
-
-static int64_t own_block(int64_t i)
-{
-    return i;
-}
-
-Test(stats, blocks_of_adam_mini_follow_the_roles)
-{
-    static const enum tensor_role by_row[] = {ROLE_EMBEDDING, ROLE_POSITION, ROLE_O,   ROLE_GATE_UP,
-                                              ROLE_UP,        ROLE_DOWN,     ROLE_HEAD};
-    struct tensor tensor = make_qkv(3, 1, 2, 5);
-
-    check_blocks(&tensor, 6, qkv_block);
-    for (size_t k = 0; k < sizeof by_row / sizeof by_row[0]; k++) {
-        tensor = make_tensor(by_row[k], 7, 5);
-        check_blocks(&tensor, 7, row_block);
-    }
-    tensor = make_tensor(ROLE_NORM, 9, 0);
-    check_blocks(&tensor, 1, only_block);
-    tensor = make_tensor(ROLE_BIAS, 9, 0);
-    check_blocks(&tensor, 9, own_block);
-}
-
-static void check_refused(const char *rule, const struct tensor *tensor, const char *says)
-{
-    struct optim_stats stats = {.n_elements = -7};
-
-    cr_assert_eq(optim_stats_init(find_rule(rule), &ordinary, tensor, &stats), SHOAL_ERR_CONFIG,
-                 "%s took %s", rule, says);
-    cr_assert_not_null(strstr(shoal_last_error(), says), "%s", shoal_last_error());
-    cr_assert_eq(stats.n_elements, -7);
-}
-
-Test(stats, tensors_that_a_rule_cannot_treat_are_refused)
-{
-    struct tensor tensor = make_qkv(6, 2, 4, 37);
-
-    tensor.heads = 5;
-    check_refused("adam_mini", &tensor, "query heads");
-    tensor = make_qkv(6, 2, 4, 37);
-    tensor.n_splits = 0;
-    check_refused("adam_mini", &tensor, "query heads");
-    tensor = make_tensor(ROLE_UP, 100, 0);
-    check_refused("adam_mini", &tensor, "expected rows");
-    tensor = make_tensor(ROLE_NORM, ((int64_t)1 << 30) + 1, 0);
-    check_refused("adam_mini", &tensor, "can be summed");
-    tensor = make_tensor(ROLE_UP, 4, 6);
-    tensor.ndim = 3;
-    check_refused("adafactor", &tensor, "3 dimensions");
-    check_refused("came", &tensor, "3 dimensions");
-    tensor = make_tensor(ROLE_UP, ((int64_t)1 << 23) + 1, 4);
-    check_refused("adafactor", &tensor, "can be summed");
-    tensor = make_tensor(ROLE_UP, 4, ((int64_t)1 << 30) + 1);
-    check_refused("came", &tensor, "can be summed");
-    tensor = make_tensor(ROLE_UP, (int64_t)1 << 20, ((int64_t)1 << 18) + 1);
-    check_refused("adafactor", &tensor, "elements");
-    tensor = make_tensor(ROLE_BIAS, 0, 0);
-    check_refused("adam_mini", &tensor, "elements");
-}
-
-Test(stats, an_element_wise_rule_has_no_statistics)
-{
-    struct tensor tensor = make_tensor(ROLE_UP, 4, 6);
-    struct optim_stats stats;
-
-    cr_assert_eq(optim_stats_init(find_rule("adamw"), &ordinary, &tensor, &stats),
-                 SHOAL_ERR_INTERNAL);
 }
 
 /* The largest that the limbs of a block can be: 2^23 terms, each of 2^39 in the lower limbs. */
@@ -492,13 +403,13 @@ Test(stats, rows_of_tiny_gradients_are_resolved)
 Test(stats, vectors_have_names_that_checkpoints_can_hold)
 {
     for (int k = 0; k < N_RULES; k++) {
-        const struct optim_stats_rule *rule = find_rule(RULES[k].rule)->stats;
+        const struct optim_hyper hyper = hyper_of(k);
+        const struct optim_stats_rule *how = optim_stats_of(find_rule(RULES[k].rule), &hyper);
 
-        cr_assert_eq(find_rule(RULES[k].rule)->needs, OPTIM_NEEDS_BLOCK_SUMS);
-        for (int i = 0; i < rule->n_vectors; i++) {
-            cr_assert_leq(strlen(rule->vectors[i].name), 23);
+        for (int i = 0; i < how->n_vectors; i++) {
+            cr_assert_leq(strlen(how->vectors[i].name), 23);
             for (int j = 0; j < i; j++)
-                cr_assert_neq(strcmp(rule->vectors[i].name, rule->vectors[j].name), 0);
+                cr_assert_neq(strcmp(how->vectors[i].name, how->vectors[j].name), 0);
         }
     }
 }

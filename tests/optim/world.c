@@ -62,7 +62,9 @@ static struct optim_setup *make_setup(const struct layout *layout,
                                       .momentum = 0.9,
                                       .beta3 = 0.999,
                                       .alpha = 5,
-                                      .gamma = 0.025};
+                                      .gamma = 0.025,
+                                      .cautious = params->cautious,
+                                      .tensor_clip = params->tensor_clip};
     cr_assert_eq(optim_find(params->rule, &base.rule), SHOAL_OK);
     cr_assert_eq(codec_find(params->state, &base.state), SHOAL_OK, "%s", shoal_last_error());
     cr_assert_eq(master_codec_find(params->master, &master), SHOAL_OK, "%s", shoal_last_error());

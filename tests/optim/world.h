@@ -28,6 +28,7 @@ struct world {
 /* Tensors of odd sizes and of every sort; add_group: text of optimizer.groups, NULL: none. */
 struct world_params {
     const char *rule, *state, *master, *add_group;
+    bool cautious, tensor_clip;
     int n_ranks, n_threads;
     int64_t chunk;
 };

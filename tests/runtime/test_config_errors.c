@@ -145,8 +145,8 @@ Test(config_errors, a_wrong_choice_lists_the_choices_and_the_nearest)
                  "found \"cosin\"\nhint: did you mean cosine?"},
                 {"precision: {compute: fp8}\n", "run.yaml:1:22: precision.compute: expected fp32 | "
                                                 "bf16, found \"fp8\""},
-                {"precision: {master: bf16}\n",
-                 "run.yaml:1:21: precision.master: expected fp32 | split16 | ecc8 | bf16sr, found \"bf16\""});
+                {"precision: {master: bf16}\n", "run.yaml:1:21: precision.master: expected fp32 | "
+                                                "split16 | ecc8 | bf16sr, found \"bf16\""});
 }
 
 Test(config_errors, a_duplicate_names_both_places)

@@ -1,3 +1,4 @@
+#include "runtime/device/device.h"
 #include "tests/train/rig.h"
 #include "tests/world/run.h"
 
@@ -181,6 +182,8 @@ Test(faults, output_directory_that_cannot_be_made)
 
 Test(faults, another_device)
 {
+    if (strcmp(device_auto_name(), "cuda") == 0)
+        cr_skip_test("this machine has a GPU");
     expect(1, (const char *[]){"run.device=cuda", NULL}, 69, "cuda");
 }
 

@@ -2,6 +2,7 @@
 #include "runtime/base/log.h"
 #include "runtime/base/pool.h"
 #include "tests/tolerance.h"
+#include "tests/world/comm_values.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -22,31 +23,6 @@ enum { N_MAX = 700001 }; /* more than a piece of an exchange between two hosts *
         if (!(condition))                                                                          \
             return fail(SHOAL_ERR_INTERNAL, __VA_ARGS__);                                          \
     } while (0)
-
-/* Gradients of all signs over 12 octaves: their sum depends on the order. */
-static float element(int rank, size_t i, size_t n)
-{
-    uint64_t x = ((uint64_t)rank << 40) + i * 0x9e3779b97f4a7c15u + n;
-
-    x ^= x >> 29;
-    x *= 0xbf58476d1ce4e5b9u;
-    x ^= x >> 32;
-    float mantissa = 1.0f + (float)(x & 0xffffff) * 0x1p-24f;
-    float scale = (float)(1 << ((x >> 24) % 12));
-
-    return ((x >> 40) & 1) != 0 ? mantissa * scale : -mantissa * scale;
-}
-
-static float reference_sum(int begin, int count, size_t i, size_t n)
-{
-    int half = 1;
-
-    if (count == 1)
-        return element(begin, i, n);
-    while (half * 2 < count)
-        half *= 2;
-    return reference_sum(begin, half, i, n) + reference_sum(begin + half, count - half, i, n);
-}
 
 static bool is_ring;
 
@@ -82,11 +58,6 @@ static shoal_status check_reduce(struct comm *comm, size_t offset, size_t n)
     }
     free(out);
     return status;
-}
-
-static uint8_t pattern(int rank, size_t i, int round)
-{
-    return (uint8_t)((size_t)rank * 31 + i * 7 + (i >> 8) + (size_t)round);
 }
 
 static shoal_status check_gather(struct comm *comm, enum dtype dtype, size_t n, bool in_place,
@@ -247,7 +218,7 @@ static shoal_status run_schedule(struct comm *comm, struct plan *plan, struct sc
     SHOAL_TRY(comm_op_gather(*sched, comm, OP_PUBLISH, 0, -1, slot_at(shard, 0), slot_at(full, 0),
                              N, DTYPE_F32));
     SHOAL_TRY(comm_op_all_reduce_i64(*sched, comm, -1, slot_at(counts, 0), N_COUNTS));
-    CHECK(sched_op(*sched, 2)->n_slots == 1 && sched_op(*sched, 2)->lane == LANE_COMM,
+    CHECK(sched_op(*sched, 2)->n_slots == 1 && sched_op(*sched, 2)->host,
           "the all-reduce does not say what it changes");
     CHECK(sched_op(*sched, 1)->n_deps == 1, "the gather does not wait for the reduce");
     CHECK(sched_op(*sched, 0)->bytes == (uint64_t)(R - 1) * shard_bytes, "bytes of the reduce");

@@ -8,6 +8,7 @@ struct gelu_task {
     const void *x;
     const void *dy; /* backward only */
     void *out;
+    void *dx; /* both at once only: out is y */
 };
 
 static void gelu_range(void *arg, int64_t begin, int64_t end)
@@ -40,9 +41,29 @@ shoal_status cpu_gelu_backward(struct ops *ops, int64_t n, enum dtype dtype, con
                                const void *dy, void *dx)
 {
     struct cpu_ops *cpu = cpu_of(ops);
-    struct gelu_task task = {cpu->kernels, dtype, x, dy, dx};
+    struct gelu_task task = {.kernels = cpu->kernels, .dtype = dtype, .x = x, .dy = dy, .out = dx};
 
     cpu_for_blocks(cpu, n, BLOCK_ELEMENTS, gelu_backward_range, &task);
+    return SHOAL_OK;
+}
+
+static void gelu_again_range(void *arg, int64_t begin, int64_t end)
+{
+    const struct gelu_task *t = arg;
+
+    t->kernels->gelu_again(end - begin, t->dtype, element(t->dtype, t->x, begin),
+                           element(t->dtype, t->dy, begin), element_mut(t->dtype, t->out, begin),
+                           element_mut(t->dtype, t->dx, begin));
+}
+
+shoal_status cpu_gelu_again(struct ops *ops, int64_t n, enum dtype dtype, const void *x,
+                            const void *dy, void *y, void *dx)
+{
+    struct cpu_ops *cpu = cpu_of(ops);
+    struct gelu_task task = {
+        .kernels = cpu->kernels, .dtype = dtype, .x = x, .dy = dy, .out = y, .dx = dx};
+
+    cpu_for_blocks(cpu, n, BLOCK_ELEMENTS, gelu_again_range, &task);
     return SHOAL_OK;
 }
 

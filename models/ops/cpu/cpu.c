@@ -48,6 +48,7 @@ static const struct ops_vtable cpu_table = {
     .attention_decode = cpu_attention_decode,
     .gelu = cpu_gelu,
     .gelu_backward = cpu_gelu_backward,
+    .gelu_again = cpu_gelu_again,
     .swiglu = cpu_swiglu,
     .swiglu_backward = cpu_swiglu_backward,
     .embedding = cpu_embedding,

@@ -110,6 +110,8 @@ shoal_status cpu_attention_decode(struct ops *ops, struct attention_shape s, con
 shoal_status cpu_gelu(struct ops *ops, int64_t n, enum dtype dtype, const void *x, void *y);
 shoal_status cpu_gelu_backward(struct ops *ops, int64_t n, enum dtype dtype, const void *x,
                                const void *dy, void *dx);
+shoal_status cpu_gelu_again(struct ops *ops, int64_t n, enum dtype dtype, const void *x,
+                            const void *dy, void *y, void *dx);
 shoal_status cpu_swiglu(struct ops *ops, int64_t N, int64_t F, enum dtype dtype,
                         const void *gate_up, void *y);
 shoal_status cpu_swiglu_backward(struct ops *ops, int64_t N, int64_t F, enum dtype dtype,

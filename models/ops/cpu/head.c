@@ -6,12 +6,18 @@
 
 #include <string.h>
 
-enum { CHUNK_BYTES = 128 << 20, CHUNK_QUANTUM = 64 };
+enum { CHUNK_BYTES = 256 << 20, CHUNK_QUANTUM = 64 };
+
+/* Rows of logits start at lines of the cache. */
+static int64_t logits_ld(const struct head_shape *s)
+{
+    return round_up(s->V, 16);
+}
 
 /* Even chunks of whole quanta, at most CHUNK_BYTES of logits unless one quantum is more. */
 static int64_t chunk_rows(const struct head_shape *s)
 {
-    const int64_t most = CHUNK_BYTES / (s->V * (int64_t)sizeof(float)) / CHUNK_QUANTUM;
+    const int64_t most = CHUNK_BYTES / (logits_ld(s) * (int64_t)sizeof(float)) / CHUNK_QUANTUM;
     const int64_t rows = (most > 0 ? most : 1) * CHUNK_QUANTUM;
 
     return min_i64(s->N, round_up(ceil_div(s->N, ceil_div(s->N, rows)), CHUNK_QUANTUM));
@@ -20,7 +26,7 @@ static int64_t chunk_rows(const struct head_shape *s)
 size_t cpu_head_scratch_bytes(const struct ops *ops, struct head_shape s)
 {
     (void)ops;
-    return (size_t)(chunk_rows(&s) * s.V) * sizeof(float);
+    return (size_t)(chunk_rows(&s) * logits_ld(&s)) * sizeof(float);
 }
 
 static struct matmul_shape logits_shape(const struct head_shape *s, int64_t rows)
@@ -33,13 +39,13 @@ static struct matmul_shape logits_shape(const struct head_shape *s, int64_t rows
                                  .k = s->C,
                                  .lda = s->C,
                                  .ldb = s->C,
-                                 .ldc = s->V};
+                                 .ldc = logits_ld(s)};
 }
 
 /* A row of dlogits lies where its logits were: bf16 numbers fill the first half of it. */
 static int64_t dlogits_ld(const struct head_shape *s)
 {
-    return s->dtype == DTYPE_F32 ? s->V : 2 * s->V;
+    return s->dtype == DTYPE_F32 ? logits_ld(s) : 2 * logits_ld(s);
 }
 
 static struct matmul_shape input_shape(const struct head_shape *s, int64_t rows)
@@ -104,7 +110,7 @@ static void loss_range(void *arg, int64_t begin, int64_t end)
     const int64_t V = t->s.V;
 
     for (int64_t i = begin; i < end; i++) {
-        float *logits = t->logits + i * V;
+        float *logits = t->logits + i * logits_ld(&t->s);
         if (t->targets[i] < 0) {
             t->row_loss[i] = 0.0;
             if (t->gradient)

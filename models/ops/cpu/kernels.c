@@ -15,6 +15,7 @@ const struct op_kernels ISA_NAME(op_kernels) = {
     .norm_backward = kernel_norm_backward,
     .gelu = kernel_gelu,
     .gelu_backward = kernel_gelu_backward,
+    .gelu_again = kernel_gelu_again,
     .swiglu = kernel_swiglu,
     .swiglu_backward = kernel_swiglu_backward,
     .rotate = kernel_rotate,

@@ -36,6 +36,9 @@ struct op_kernels {
 
     void (*gelu)(int64_t n, enum dtype dtype, const void *x, void *y);
     void (*gelu_backward)(int64_t n, enum dtype dtype, const void *x, const void *dy, void *dx);
+    /* Both: y = gelu(x), dx = dy * gelu'(x). */
+    void (*gelu_again)(int64_t n, enum dtype dtype, const void *x, const void *dy, void *y,
+                       void *dx);
     void (*swiglu)(int64_t n, enum dtype dtype, const void *gate, const void *up, void *y);
     void (*swiglu_backward)(int64_t n, enum dtype dtype, const void *gate, const void *up,
                             const void *dy, void *dgate, void *dup);

@@ -17,12 +17,34 @@ OP_INLINE f32x16 gelu16(f32x16 x)
 }
 
 /* d/dx x s(v(x)) = s + x s (1 - s) v', v' = 2 sqrt(2/pi) (1 + 3 * 0.044715 x²). */
-OP_INLINE f32x16 gelu_slope16(f32x16 x)
+OP_INLINE f32x16 gelu_slope16(f32x16 x, f32x16 *value_out)
 {
     f32x16 rest;
     f32x16 s = sigmoid16(two_root * x * (1.0f + cubic * x * x), &rest);
 
+    *value_out = x * s;
     return s + x * s * rest * (two_root * (1.0f + 3.0f * cubic * x * x));
+}
+
+OP_INLINE void gelu_again(int64_t n, enum dtype dtype, const void *x, const void *dy, void *y,
+                          void *dx)
+{
+    for (int64_t i = 0; i < n; i += LANES) {
+        f32x16 value;
+        f32x16 slope = gelu_slope16(load_some(dtype, x, i, n), &value);
+        f32x16 d = load_some(dtype, dy, i, n) * slope;
+        store_some(dtype, y, i, n, value);
+        store_some(dtype, dx, i, n, d);
+    }
+}
+
+void kernel_gelu_again(int64_t n, enum dtype dtype, const void *x, const void *dy, void *y,
+                       void *dx)
+{
+    if (dtype == DTYPE_F32)
+        gelu_again(n, DTYPE_F32, x, dy, y, dx);
+    else
+        gelu_again(n, DTYPE_BF16, x, dy, y, dx);
 }
 
 OP_INLINE void gelu(int64_t n, enum dtype dtype, const void *x, void *y)
@@ -41,9 +63,11 @@ void kernel_gelu(int64_t n, enum dtype dtype, const void *x, void *y)
 
 OP_INLINE void gelu_backward(int64_t n, enum dtype dtype, const void *x, const void *dy, void *dx)
 {
-    for (int64_t i = 0; i < n; i += LANES)
-        store_some(dtype, dx, i, n,
-                   load_some(dtype, dy, i, n) * gelu_slope16(load_some(dtype, x, i, n)));
+    for (int64_t i = 0; i < n; i += LANES) {
+        f32x16 value;
+        f32x16 slope = gelu_slope16(load_some(dtype, x, i, n), &value);
+        store_some(dtype, dx, i, n, load_some(dtype, dy, i, n) * slope);
+    }
 }
 
 void kernel_gelu_backward(int64_t n, enum dtype dtype, const void *x, const void *dy, void *dx)

@@ -16,6 +16,7 @@
 #define kernel_norm_backward          ISA_NAME(op_norm_backward)
 #define kernel_gelu                   ISA_NAME(op_gelu)
 #define kernel_gelu_backward          ISA_NAME(op_gelu_backward)
+#define kernel_gelu_again             ISA_NAME(op_gelu_again)
 #define kernel_swiglu                 ISA_NAME(op_swiglu)
 #define kernel_swiglu_backward        ISA_NAME(op_swiglu_backward)
 #define kernel_rotate                 ISA_NAME(op_rotate)
@@ -44,6 +45,8 @@ void kernel_norm_backward(enum norm_kind kind, int64_t rows, int64_t C, enum dty
 
 void kernel_gelu(int64_t n, enum dtype dtype, const void *x, void *y);
 void kernel_gelu_backward(int64_t n, enum dtype dtype, const void *x, const void *dy, void *dx);
+void kernel_gelu_again(int64_t n, enum dtype dtype, const void *x, const void *dy, void *y,
+                       void *dx);
 void kernel_swiglu(int64_t n, enum dtype dtype, const void *gate, const void *up, void *y);
 void kernel_swiglu_backward(int64_t n, enum dtype dtype, const void *gate, const void *up,
                             const void *dy, void *dgate, void *dup);

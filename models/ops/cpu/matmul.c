@@ -1,5 +1,6 @@
 #include "models/ops/cpu/matmul.h"
 
+#include "models/ops/cpu/amx.h"
 #include "runtime/base/arena.h"
 
 #include <dlfcn.h>
@@ -16,8 +17,8 @@ enum { MATMUL_ARGS = 5 }; /* A, B, bias, C, scratchpad */
  */
 struct matmul_primitive {
     struct matmul_shape shape;
-    dnnl_primitive_t primitive;
-    dnnl_memory_t *memories; /* [n_threads][MATMUL_ARGS]; NULL entries are unused */
+    dnnl_primitive_t primitive; /* NULL: runs on AMX tiles */
+    dnnl_memory_t *memories;    /* [n_threads][MATMUL_ARGS]; NULL entries are unused */
 };
 
 struct matmul_thread {
@@ -32,6 +33,7 @@ struct matmul_library {
     size_t scratchpad_bytes;
     struct matmul_primitive *primitives;
     int count, capacity;
+    bool has_tiles;
 };
 
 static const int argument_ids[MATMUL_ARGS] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_BIAS,
@@ -94,6 +96,9 @@ shoal_status matmul_library_create(int n_threads, struct matmul_library **librar
                                                      dnnl_stream_default_flags),
                                   "create stream"),
                        err_destroy);
+    library->has_tiles = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_amx) ==
+                             dnnl_cpu_isa_avx512_core_amx &&
+                         amx_is_usable();
     *library_out = library;
     return SHOAL_OK;
 
@@ -279,6 +284,9 @@ static shoal_status grow_scratchpads(struct matmul_library *library, size_t n_by
 
 static shoal_status build(struct matmul_library *library, struct matmul_primitive *p)
 {
+    if (library->has_tiles)
+        return grow_scratchpads(library, amx_scratch_bytes());
+
     dnnl_matmul_desc_t desc;
     dnnl_primitive_attr_t attr = NULL;
     dnnl_primitive_desc_t pd = NULL;
@@ -336,12 +344,18 @@ bool matmul_is_prepared(const struct matmul_library *library, const struct matmu
     return shape->in == DTYPE_F32 || find(library, shape) != NULL;
 }
 
+bool matmul_uses_tiles(const struct matmul_library *library, const struct matmul_shape *shape)
+{
+    return library->has_tiles && shape->in == DTYPE_BF16;
+}
+
 static shoal_status execute(struct matmul_library *library, const struct matmul_primitive *p,
-                            int thread, const void *a, const void *b, const void *bias, void *c)
+                            int thread, const struct matmul_data *data)
 {
     dnnl_memory_t *memories = p->memories + (size_t)thread * MATMUL_ARGS;
-    void *handles[MATMUL_ARGS] = {(void *)(uintptr_t)a, (void *)(uintptr_t)b,
-                                  (void *)(uintptr_t)bias, c, library->threads[thread].scratchpad};
+    void *handles[MATMUL_ARGS] = {(void *)(uintptr_t)data->a, (void *)(uintptr_t)data->b,
+                                  (void *)(uintptr_t)data->bias, data->c,
+                                  library->threads[thread].scratchpad};
     dnnl_exec_arg_t args[MATMUL_ARGS];
     int n = 0;
 
@@ -357,19 +371,22 @@ static shoal_status execute(struct matmul_library *library, const struct matmul_
 }
 
 shoal_status matmul_run(struct matmul_library *library, const struct matmul_shape *s, int thread,
-                        const void *a, const void *b, const void *bias, void *c)
+                        const struct matmul_data *data)
 {
     keep_serial();
     if (s->in == DTYPE_F32)
-        return matmul_f32(s->kind, s->m, s->n, s->k, 1.0f, a, s->lda, b, s->ldb,
-                          s->accumulate ? 1.0f : 0.0f, c, s->ldc);
+        return matmul_f32(s->kind, s->m, s->n, s->k, 1.0f, data->a, s->lda, data->b, s->ldb,
+                          s->accumulate ? 1.0f : 0.0f, data->c, s->ldc);
 
     const struct matmul_primitive *p = find(library, s);
     if (p == NULL)
         return fail(SHOAL_ERR_INTERNAL,
                     "bf16 matmul %lld x %lld x %lld: no primitive was prepared for this shape",
                     (long long)s->m, (long long)s->n, (long long)s->k);
-    return execute(library, p, thread, a, b, bias, c);
+    if (p->primitive != NULL)
+        return execute(library, p, thread, data);
+    amx_product(s, data, library->threads[thread].scratchpad);
+    return SHOAL_OK;
 }
 
 shoal_status matmul_f32(enum matmul_kind kind, int64_t m, int64_t n, int64_t k, float alpha,

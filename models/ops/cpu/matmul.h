@@ -11,9 +11,10 @@
  * One matrix product on one thread: C[m, n] = A B, row-major with leading dimensions, sums in
  * fp32.  The only file that knows oneDNN is matmul.c.
  *
- * fp32 inputs go to dnnl_sgemm and need no preparation.  bf16 inputs go to matmul primitives,
- * which take milliseconds to build: matmul_prepare builds them before the first step.  During a
- * product oneDNN takes its packing buffers from malloc; the API has no way to lend it ours.
+ * fp32 inputs go to dnnl_sgemm and need no preparation.  bf16 inputs go to our own AMX kernel where
+ * there is AMX, elsewhere to matmul primitives, which take milliseconds to build: matmul_prepare
+ * builds them, or reserves the kernel's memory, before the first step.  During a product oneDNN
+ * takes its packing buffers from malloc; the API has no way to lend it ours.
  */
 struct matmul_library;
 
@@ -32,6 +33,16 @@ struct matmul_shape {
     int64_t m, n, k, lda, ldb, ldc;
 };
 
+/* Where the operands of one product lie. */
+struct matmul_data {
+    const void *a;
+    const void *b;
+    const void *bias; /* [n]; NULL without shape->bias, unless there is a residual */
+    const float
+        *residual; /* [m, n], leading dimension ldc: C = residual + bias + A B; tiles only */
+    void *c;
+};
+
 shoal_status matmul_library_create(int n_threads, struct matmul_library **library_out);
 void matmul_library_destroy(struct matmul_library *library);
 
@@ -45,11 +56,13 @@ shoal_status matmul_prepare(struct matmul_library *library, const struct matmul_
 bool matmul_is_prepared(const struct matmul_library *library, const struct matmul_shape *shape);
 
 /*
- * Compute; `thread` < n_threads names the calling thread's objects.  `bias` is NULL without
- * shape->bias.
+ * True if the shape runs on AMX tiles (amx.h) instead of oneDNN; such a product takes a residual.
  */
+bool matmul_uses_tiles(const struct matmul_library *library, const struct matmul_shape *shape);
+
+/* Compute; `thread` < n_threads names the calling thread's objects. */
 shoal_status matmul_run(struct matmul_library *library, const struct matmul_shape *shape,
-                        int thread, const void *a, const void *b, const void *bias, void *c);
+                        int thread, const struct matmul_data *data);
 
 /* C = alpha op(A) op(B) + beta C in fp32: the small products of attention. */
 shoal_status matmul_f32(enum matmul_kind kind, int64_t m, int64_t n, int64_t k, float alpha,

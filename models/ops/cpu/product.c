@@ -1,5 +1,7 @@
 #include "models/ops/cpu/product.h"
 
+#include "models/ops/cpu/amx.h"
+
 #include <stdatomic.h>
 
 /*
@@ -7,7 +9,7 @@
  * 1536 x 768 on oneDNN's sgemm packs a transposed A: 190 GFLOP/s per core instead of 130 to 180.
  * Few large tiles suit few threads per rank: more cores are better used by more ranks.
  */
-enum { TILE_QUANTUM = 16, TILE_SMALL = 128, TILES_MIN = 2 };
+enum { TILE_QUANTUM = 32, TILE_SMALL = 128, TILES_MIN = 2 };
 
 static int64_t tile_m_max(const struct matmul_shape *shape)
 {
@@ -32,11 +34,16 @@ static int64_t even_cut(int64_t n, int64_t most)
 }
 
 /* Tiles of a shape: the largest, or smaller ones where those would leave threads without work. */
-static void cut(const struct matmul_shape *shape, int64_t *tile_m_out, int64_t *tile_n_out)
+static void cut(const struct cpu_ops *cpu, const struct matmul_shape *shape, int64_t *tile_m_out,
+                int64_t *tile_n_out)
 {
-    int64_t m = even_cut(shape->m, tile_m_max(shape));
-    int64_t n = even_cut(shape->n, tile_n_max(shape));
+    int64_t m = tile_m_max(shape);
+    int64_t n = tile_n_max(shape);
 
+    if (matmul_uses_tiles(cpu->matmul, shape))
+        amx_cut(shape, &m, &n);
+    m = even_cut(shape->m, m);
+    n = even_cut(shape->n, n);
     while (ceil_div(shape->m, m) * ceil_div(shape->n, n) < TILES_MIN &&
            (m > TILE_SMALL || n > TILE_SMALL)) {
         if (m >= n)
@@ -63,7 +70,7 @@ static shoal_status for_each_tile_shape(struct cpu_ops *cpu, const struct matmul
 {
     int64_t rows = 0, columns = 0;
 
-    cut(shape, &rows, &columns);
+    cut(cpu, shape, &rows, &columns);
     const int64_t ms[2] = {min_i64(rows, shape->m), shape->m % rows};
     const int64_t ns[2] = {min_i64(columns, shape->n), shape->n % columns};
 
@@ -110,6 +117,20 @@ static void fill_tile(const struct product_task *task, int64_t m0, int64_t n0, i
     }
 }
 
+/* What C starts as: handed to a product that takes it, else written there first. */
+static void start_tile(const struct product_task *task, const struct matmul_shape *tile, int64_t m0,
+                       int64_t n0, struct matmul_data *operands)
+{
+    const struct product_start *start = task->data->start;
+
+    if (start->residual != NULL && matmul_uses_tiles(task->cpu->matmul, tile)) {
+        operands->residual = start->residual + m0 * tile->ldc + n0;
+        operands->bias = start->bias == NULL ? NULL : element(start->bias_dtype, start->bias, n0);
+    } else {
+        fill_tile(task, m0, n0, tile->m, tile->n);
+    }
+}
+
 static void product_tile(void *arg, size_t index, int thread)
 {
     struct product_task *task = arg;
@@ -122,12 +143,14 @@ static void product_tile(void *arg, size_t index, int thread)
 
     tile.m = min_i64(task->tile_m, tile.m - m0);
     tile.n = min_i64(task->tile_n, tile.n - n0);
+    struct matmul_data operands = {.a = element(tile.in, data->a, a0),
+                                   .b = element(tile.in, data->b, b0),
+                                   .bias =
+                                       data->bias == NULL ? NULL : element(tile.in, data->bias, n0),
+                                   .c = element_mut(tile.out, data->c, m0 * tile.ldc + n0)};
     if (data->start != NULL)
-        fill_tile(task, m0, n0, tile.m, tile.n);
-    const void *bias = data->bias == NULL ? NULL : element(tile.in, data->bias, n0);
-    shoal_status status = matmul_run(task->cpu->matmul, &tile, thread,
-                                     element(tile.in, data->a, a0), element(tile.in, data->b, b0),
-                                     bias, element_mut(tile.out, data->c, m0 * tile.ldc + n0));
+        start_tile(task, &tile, m0, n0, &operands);
+    shoal_status status = matmul_run(task->cpu->matmul, &tile, thread, &operands);
     if (status != SHOAL_OK)
         atomic_store(&task->status, (int)status);
 }
@@ -137,7 +160,7 @@ shoal_status product_run(struct cpu_ops *cpu, const struct matmul_shape *shape,
 {
     struct product_task task = {.cpu = cpu, .shape = shape, .data = data, .status = SHOAL_OK};
 
-    cut(shape, &task.tile_m, &task.tile_n);
+    cut(cpu, shape, &task.tile_m, &task.tile_n);
     task.tiles_m = ceil_div(shape->m, task.tile_m);
     SHOAL_TRY(for_each_tile_shape(cpu, shape, require_tile));
     pool_run(cpu->pool, (size_t)(task.tiles_m * ceil_div(shape->n, task.tile_n)), product_tile,

@@ -5,12 +5,16 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 /*
  * Sixteen fp32 lanes in the compilers' vector extension, for kernel files that are built once per
  * instruction set.  A build lowers them to its own registers, lane by lane the same IEEE
  * operations; sums run over the 16 lanes and end in one fixed tree.  So all builds give the same
- * bits.  No fma is written: the scalar build would have to emulate it.
+ * bits.  No fma is written: the scalar build would have to emulate it.  Where a compiler makes poor
+ * code of the extension, the avx512 build names the instruction that does the very same.
  */
 
 #define LANES     16
@@ -27,15 +31,46 @@ OP_INLINE f32x16 splat(float x)
     return (f32x16){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
 }
 
-/* mask ? a : b; lanes of the mask are all ones or zero, as comparisons give. */
-OP_INLINE f32x16 select16(i32x16 mask, f32x16 a, f32x16 b)
+/* x < y ? a : b, lane by lane. */
+OP_INLINE f32x16 select_less(f32x16 x, f32x16 y, f32x16 a, f32x16 b)
 {
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)x, (__m512)y, _CMP_LT_OQ),
+                                        (__m512)b, (__m512)a);
+#else
+    i32x16 mask = x < y;
     return (f32x16)((mask & (i32x16)a) | (~mask & (i32x16)b));
+#endif
 }
 
+/* x > low ? x : low and x < high ? x : high, except that NaN stays. */
+OP_INLINE f32x16 at_least(f32x16 x, float low)
+{
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_max_ps((__m512)splat(low),
+                                 (__m512)x); /* of a NaN and a number: the 2nd */
+#else
+    return select_less(x, splat(low), splat(low), x);
+#endif
+}
+
+OP_INLINE f32x16 at_most(f32x16 x, float high)
+{
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_min_ps((__m512)splat(high), (__m512)x);
+#else
+    return select_less(splat(high), x, splat(high), x);
+#endif
+}
+
+/* a > b ? a : b. */
 OP_INLINE f32x16 max16(f32x16 a, f32x16 b)
 {
-    return select16(a > b, a, b);
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return select_less(b, a, a, b);
+#endif
 }
 
 /* ---- memory: element i of an array of either type ---- */
@@ -61,8 +96,14 @@ OP_INLINE u16x16 narrow(f32x16 x)
     u32x16 bits = (u32x16)x;
     u32x16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     u32x16 nan = (bits >> 16) | 0x40u;
+#if defined(__AVX512F__)
+    const __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)x, (__m512)x, _CMP_UNORD_Q);
+    return (u16x16)_mm512_cvtepi32_epi16(
+        _mm512_mask_blend_epi32(is_nan, (__m512i)rounded, (__m512i)nan));
+#else
     u32x16 is_nan = (u32x16)(x != x);
     return __builtin_convertvector((is_nan & nan) | (~is_nan & rounded), u16x16);
+#endif
 }
 
 OP_INLINE f32x16 load(enum dtype dtype, const void *p, int64_t i)
@@ -90,6 +131,12 @@ OP_INLINE void store(enum dtype dtype, void *p, int64_t i, f32x16 x)
 /* The n < 16 elements at a row's end; the other lanes read as zero and are not written. */
 OP_INLINE f32x16 load_tail(enum dtype dtype, const void *p, int64_t i, int64_t n)
 {
+#if defined(__AVX512F__)
+    const __mmask16 lanes = (__mmask16)((1u << n) - 1u);
+    if (dtype == DTYPE_F32)
+        return (f32x16)_mm512_maskz_loadu_ps(lanes, at(DTYPE_F32, p, i));
+    return widen((u16x16)_mm256_maskz_loadu_epi16(lanes, at(DTYPE_BF16, p, i)));
+#else
     if (dtype == DTYPE_F32) {
         f32x16 x = {0};
         memcpy(&x, at(DTYPE_F32, p, i), (size_t)n * 4);
@@ -98,16 +145,25 @@ OP_INLINE f32x16 load_tail(enum dtype dtype, const void *p, int64_t i, int64_t n
     u16x16 h = {0};
     memcpy(&h, at(DTYPE_BF16, p, i), (size_t)n * 2);
     return widen(h);
+#endif
 }
 
 OP_INLINE void store_tail(enum dtype dtype, void *p, int64_t i, int64_t n, f32x16 x)
 {
+#if defined(__AVX512F__)
+    const __mmask16 lanes = (__mmask16)((1u << n) - 1u);
+    if (dtype == DTYPE_F32)
+        _mm512_mask_storeu_ps(at_mut(DTYPE_F32, p, i), lanes, (__m512)x);
+    else
+        _mm256_mask_storeu_epi16(at_mut(DTYPE_BF16, p, i), lanes, (__m256i)narrow(x));
+#else
     if (dtype == DTYPE_F32) {
         memcpy(at_mut(DTYPE_F32, p, i), &x, (size_t)n * 4);
         return;
     }
     u16x16 h = narrow(x);
     memcpy(at_mut(DTYPE_BF16, p, i), &h, (size_t)n * 2);
+#endif
 }
 
 /* All 16 lanes of [i, n), or its tail. */
@@ -127,10 +183,9 @@ OP_INLINE void store_some(enum dtype dtype, void *p, int64_t i, int64_t n, f32x1
 /* Lanes [0, n) of x, the others replaced by `rest`. */
 OP_INLINE f32x16 keep_lanes(f32x16 x, int64_t n, float rest)
 {
-    const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const int32_t count = n < LANES ? (int32_t)n : LANES;
+    const f32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-    return select16(lane < count, x, splat(rest));
+    return n < LANES ? select_less(lane, splat((float)n), x, splat(rest)) : x;
 }
 
 /* ---- reductions in a fixed tree ---- */
@@ -171,19 +226,16 @@ OP_INLINE double sum_lanes64(f64x16 x)
 /* ---- functions ---- */
 
 /*
- * e^x: Cody and Waite's reduction x = n ln 2 + r, |r| <= ln2 / 2, a Taylor polynomial of degree 7
+ * e^x for x in [-87.3, 88.3] or NaN: Cody and Waite's reduction x = n ln 2 + r, |r| <= ln2 / 2, a Taylor polynomial of degree 7
  * (remainder r^8 / 8! < 5.3e-9 relative) and 2^n put into the exponent.  The error is below 2 ulp
- * (tests).  Below -87.3 (where results would be subnormal) it is 0, above 88.3 infinite; NaN stays.
+ * (tests).
  */
-OP_INLINE f32x16 exp16(f32x16 x)
+OP_INLINE f32x16 exp_in_range(f32x16 x)
 {
-    const float low = -87.3f;
-    const float high = 88.3f;
     const float to_int = 0x1.8p23f; /* adding it rounds to the nearest integer, ties to even */
-    f32x16 in_range = select16(x < low, splat(low), select16(x > high, splat(high), x));
-    f32x16 shifted = in_range * 0x1.715476p+0f + to_int;
+    f32x16 shifted = x * 0x1.715476p+0f + to_int;
     f32x16 n = shifted - to_int;
-    f32x16 r = in_range - n * 0x1.63p-1f; /* ln 2 in two parts; the first product is exact */
+    f32x16 r = x - n * 0x1.63p-1f; /* ln 2 in two parts; the first product is exact */
     r = r - n * -0x1.bd0106p-13f;
 
     f32x16 p = splat(1.0f / 5040.0f);
@@ -195,9 +247,18 @@ OP_INLINE f32x16 exp16(f32x16 x)
     p = (p * r) * r + r + 1.0f;
 
     i32x16 exponent = ((i32x16)shifted - 0x4b400000 + 127) << 23; /* bits of to_int = 0x4b400000 */
-    f32x16 y = p * (f32x16)exponent;
-    y = select16(x < low, splat(0.0f), y);
-    return select16(x > high, splat(INFINITY), y);
+    return p * (f32x16)exponent;
+}
+
+/* e^x: below -87.3 (where results would be subnormal) 0, above 88.3 infinite; NaN stays. */
+OP_INLINE f32x16 exp16(f32x16 x)
+{
+    const float low = -87.3f;
+    const float high = 88.3f;
+    f32x16 y = exp_in_range(at_least(at_most(x, high), low));
+
+    y = select_less(x, splat(low), splat(0.0f), y);
+    return select_less(splat(high), x, splat(INFINITY), y);
 }
 
 /*
@@ -206,8 +267,8 @@ OP_INLINE f32x16 exp16(f32x16 x)
  */
 OP_INLINE f32x16 sigmoid16(f32x16 x, f32x16 *complement_out)
 {
-    f32x16 minus_x = select16(x < -87.0f, splat(87.0f), select16(x > 87.0f, splat(-87.0f), -x));
-    f32x16 e = exp16(minus_x);
+    f32x16 minus_x = at_least(at_most(-x, 87.0f), -87.0f);
+    f32x16 e = exp_in_range(minus_x);
     f32x16 y = 1.0f / (1.0f + e);
 
     *complement_out = e * y;

@@ -33,6 +33,14 @@ static void check_gelu(struct ops *ops, int64_t n, enum dtype dtype)
                   (ref_gelu(array_get(x, i) + h) - ref_gelu(array_get(x, i) - h)) / (2 * h);
     array_expect(dx, want, tolerance(dtype), "gelu backward");
 
+    struct array both_y = array_create(dtype, n);
+    struct array both_dx = array_create(dtype, n);
+    EXPECT_OK(op_gelu_again(ops, n, dtype, x.p, dy.p, both_y.p, both_dx.p));
+    array_expect_same_bits(both_y, y, "gelu of both at once");
+    array_expect_same_bits(both_dx, dx, "gelu backward of both at once");
+    array_free(&both_y);
+    array_free(&both_dx);
+
     EXPECT_OK(op_gelu_backward(ops, n, dtype, x.p, dy.p, dy.p));
     array_expect_same_bits(dy, dx, "gelu backward in place");
     array_free(&x);

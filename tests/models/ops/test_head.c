@@ -153,7 +153,7 @@ static void ref_head_gradients(const struct head_case *c, double *dx, double *dw
 static void check_chunks(enum dtype dtype)
 {
     struct ops_rig rig = ops_rig_create(2);
-    struct head_shape s = {.N = 150, .C = 2, .V = 400009, .dtype = dtype};
+    struct head_shape s = {.N = 330, .C = 2, .V = 400009, .dtype = dtype};
     struct head_case c = head_case_create(rig.ops, s);
     double *dx = malloc((size_t)(s.N * s.C) * sizeof *dx);
     double *dw = malloc((size_t)(s.V * s.C) * sizeof *dw);

@@ -8,9 +8,16 @@
 
 /* One row, odd sizes, several tiles with cut edges. */
 static const struct linear_shape shapes[] = {
-    {.rows = 1, .in = 5, .out = 3},    {.rows = 7, .in = 33, .out = 17},
-    {.rows = 33, .in = 16, .out = 40}, {.rows = 1, .in = 64, .out = 777},
-    {.rows = 401, .in = 24, .out = 9}, {.rows = 6, .in = 391, .out = 770},
+    {.rows = 1, .in = 5, .out = 3},
+    {.rows = 7, .in = 33, .out = 17},
+    {.rows = 33, .in = 16, .out = 40},
+    {.rows = 1, .in = 64, .out = 777},
+    {.rows = 401, .in = 24, .out = 9},
+    {.rows = 6, .in = 391, .out = 770},
+    /* Sums so long that they are cut, in each of the three products. */
+    {.rows = 70, .in = 1300, .out = 45},
+    {.rows = 40, .in = 50, .out = 1300},
+    {.rows = 1100, .in = 33, .out = 40},
 };
 
 struct linear_case {

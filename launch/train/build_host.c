@@ -1,0 +1,173 @@
+#include "launch/train/train_internal.h"
+
+#include "optim/optim_device.h"
+
+/*
+ * Host memory beside a device with memory of its own: what host code fills or reads has a slot on
+ * both sides, and a copy operation between them.  Elsewhere the host's slot is the device's.
+ */
+
+static shoal_status host_slot(struct build *build, enum plan_row row, size_t n_bytes,
+                              const char *name, struct slot_ref *out)
+{
+    int id = -1;
+
+    SHOAL_TRY(plan_slot(build->plan, name, row, SPACE_HOST, n_bytes, &id));
+    *out = slot_at(id, 0);
+    return SHOAL_OK;
+}
+
+static void share_slots(struct build *build)
+{
+    build->host_tokens = build->tokens;
+    build->host_targets = build->targets;
+    build->host_row_loss = build->row_loss;
+    build->host_token = build->decode_token;
+    build->host_logits = build->logits;
+}
+
+/* Sums of quanta of one unit's gradient; two of each, so that one is copied while one is made. */
+static shoal_status squares_slots(struct build *build)
+{
+    size_t most = 0;
+
+    for (int unit = 0; unit < build->n_units; unit++) {
+        size_t n = build_shard_elements(build, unit);
+        most = n > most ? n : most;
+    }
+    for (int i = 0; i < 2; i++) {
+        size_t n_bytes = most / QUANTUM * sizeof(double);
+        int id = -1;
+        SHOAL_TRY(plan_slot(build->plan, "squares", PLAN_SCRATCH, SPACE_PRIVATE, n_bytes, &id));
+        build->squares[i] = slot_at(id, 0);
+        SHOAL_TRY(host_slot(build, PLAN_SCRATCH, n_bytes, "host squares", &build->host_squares[i]));
+    }
+    return SHOAL_OK;
+}
+
+static shoal_status training_slots(struct build *build)
+{
+    const struct policy *policy = &build->policy;
+    size_t rows = (size_t)policy->A * (size_t)policy->B * (size_t)policy->T;
+
+    SHOAL_TRY(
+        host_slot(build, PLAN_DATA, rows * sizeof(int32_t), "host tokens", &build->host_tokens));
+    SHOAL_TRY(
+        host_slot(build, PLAN_DATA, rows * sizeof(int32_t), "host targets", &build->host_targets));
+    SHOAL_TRY(
+        host_slot(build, PLAN_DATA, rows * sizeof(double), "host losses", &build->host_row_loss));
+    return squares_slots(build);
+}
+
+shoal_status build_host_slots(struct build *build)
+{
+    size_t V = (size_t)model_config(build->model)->vocab;
+
+    share_slots(build);
+    if (!build->policy.separate)
+        return SHOAL_OK;
+    if (!build->policy.infer_only)
+        SHOAL_TRY(training_slots(build));
+    if (build->policy.sample_tokens > 0) {
+        SHOAL_TRY(host_slot(build, PLAN_CACHE, 64, "host token", &build->host_token));
+        SHOAL_TRY(host_slot(build, PLAN_CACHE, V * (sizeof(float) + 8), "host logits",
+                            &build->host_logits));
+    }
+    return SHOAL_OK;
+}
+
+/* ---- copies ---- */
+
+struct copy_arg {
+    const struct plan *plan;
+    struct device *device;
+    enum device_queue queue;
+    struct slot_ref from, to;
+    size_t n_bytes;
+};
+
+static shoal_status run_copy(const struct op *op)
+{
+    const struct copy_arg *arg = op->arg;
+
+    return device_copy(arg->device, arg->queue, plan_ref(arg->plan, arg->to),
+                       plan_ref(arg->plan, arg->from), arg->n_bytes);
+}
+
+shoal_status train_op_copy(struct schedule *sched, const struct build *build,
+                           const struct build_env *env, enum op_kind kind, struct slot_ref from,
+                           struct slot_ref to, size_t n_bytes)
+{
+    bool to_device = plan_slot_space(build->plan, from.slot) == SPACE_HOST;
+    struct op op = {.kind = kind,
+                    .lane = to_device ? LANE_H2D : LANE_D2H,
+                    .unit = -1,
+                    .index = -1,
+                    .bytes = n_bytes,
+                    .run = run_copy};
+
+    if (!build->policy.separate)
+        return SHOAL_OK;
+    SHOAL_TRY(sched_alloc(sched, sizeof(struct copy_arg), &op.arg));
+    *(struct copy_arg *)op.arg = (struct copy_arg){.plan = build->plan,
+                                                   .device = env->device,
+                                                   .queue = to_device ? QUEUE_H2D : QUEUE_D2H,
+                                                   .from = from,
+                                                   .to = to,
+                                                   .n_bytes = n_bytes};
+    op_uses(&op, from, ACCESS_READ);
+    op_uses(&op, to, ACCESS_WRITE);
+    return sched_append(sched, &op);
+}
+
+shoal_status train_op_tokens(struct schedule *sched, const struct build *build,
+                             const struct build_env *env, int64_t rows)
+{
+    size_t n_bytes = (size_t)rows * sizeof(int32_t);
+
+    SHOAL_TRY(
+        train_op_copy(sched, build, env, OP_DATA, build->host_tokens, build->tokens, n_bytes));
+    return train_op_copy(sched, build, env, OP_DATA, build->host_targets, build->targets, n_bytes);
+}
+
+shoal_status train_op_losses(struct schedule *sched, const struct build *build,
+                             const struct build_env *env, int64_t rows)
+{
+    return train_op_copy(sched, build, env, OP_NORM, build->row_loss, build->host_row_loss,
+                         (size_t)rows * sizeof(double));
+}
+
+/* ---- squares of gradients ---- */
+
+static shoal_status squares_of(struct schedule *sched, const struct build *build,
+                               const struct build_env *env, int unit, size_t n, int slot)
+{
+    SHOAL_TRY(optim_op_quantum_squares(sched, env->device, env->pool, unit,
+                                       build->streams[unit].result, n, build->squares[slot]));
+    return train_op_copy(sched, build, env, OP_NORM, build->squares[slot],
+                         build->host_squares[slot], n / QUANTUM * sizeof(double));
+}
+
+/* The device makes the sums of the next unit while the host adds those of the last. */
+shoal_status train_op_squares(struct schedule *sched, const struct build *build,
+                              const struct build_env *env, struct exact_sum *squares)
+{
+    int slot = 0, last = -1;
+    size_t n_last = 0;
+
+    for (int unit = 0; unit < build->n_units; unit++) {
+        size_t n = build_norm_elements(build, unit);
+        if (n == 0)
+            continue;
+        SHOAL_TRY(squares_of(sched, build, env, unit, n, slot));
+        if (last >= 0)
+            SHOAL_TRY(optim_op_add_squares(sched, env->pool, last, build->host_squares[!slot],
+                                           n_last / QUANTUM, squares));
+        last = unit;
+        n_last = n;
+        slot = !slot;
+    }
+    return last < 0 ? SHOAL_OK
+                    : optim_op_add_squares(sched, env->pool, last, build->host_squares[!slot],
+                                           n_last / QUANTUM, squares);
+}

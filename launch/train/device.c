@@ -1,0 +1,95 @@
+#include "launch/train/train_internal.h"
+
+#ifdef SHOAL_WITH_CUDA
+#include "models/ops/cuda/ops_cuda.h"
+#endif
+#include "runtime/base/log.h"
+
+#include <string.h>
+
+/* The device of a run. */
+
+static bool is_cuda(const struct trainer *trainer)
+{
+    return strcmp(trainer->device->ops->name, "cuda") == 0;
+}
+
+/* Whether weights can be updated on a cuda device: the optimizers' kernels are the host's. */
+static const bool updates_on_cuda = false;
+
+bool train_device_is_cuda(const struct config *config)
+{
+    if (strcmp(config->run.device, "auto") != 0)
+        return strcmp(config->run.device, "cuda") == 0;
+    return updates_on_cuda && strcmp(device_auto_name(), "cuda") == 0;
+}
+
+static shoal_status check_update(struct trainer *trainer)
+{
+    if (!is_cuda(trainer) || updates_on_cuda)
+        return SHOAL_OK;
+    if (strcmp(trainer->config->run.device, "auto") == 0) {
+        device_close(trainer->device);
+        trainer->device = NULL;
+        log_line("device", "optimizer %s has no CUDA kernels: running on the CPU",
+                 trainer->config->optimizer.name);
+        return device_open("cpu", 0, &trainer->device);
+    }
+    fail(SHOAL_ERR_UNAVAILABLE, "device cuda: optimizer %s has no CUDA kernels",
+         trainer->config->optimizer.name);
+    return fail_hint(SHOAL_ERR_UNAVAILABLE, "set run.device=cpu");
+}
+
+shoal_status train_device_open(struct trainer *trainer)
+{
+    const struct config *config = trainer->config;
+
+    SHOAL_TRY(device_open(config->run.device, comm_node_rank(trainer->comm), &trainer->device));
+    SHOAL_TRY(check_update(trainer));
+    setup_device_policy(config, device_is_separate(trainer->device),
+                        device_has_queues(trainer->device), &trainer->policy);
+    return SHOAL_OK;
+}
+
+shoal_status train_device_connect(struct trainer *trainer)
+{
+    SHOAL_TRY(comm_use_device(trainer->comm, trainer->device));
+    trainer->policy.transport = comm_transport(trainer->comm);
+    return SHOAL_OK;
+}
+
+shoal_status train_device_ops(struct device *device, struct pool *pool, struct ops **ops_out)
+{
+#ifdef SHOAL_WITH_CUDA
+    if (device != NULL && strcmp(device->ops->name, "cuda") == 0)
+        return ops_create_cuda(device, ops_out);
+#endif
+    (void)device;
+    return ops_create_cpu(pool, ops_out);
+}
+
+void train_device_begin(struct trainer *trainer)
+{
+    if (trainer->device->ops->expose != NULL)
+        trainer->device->ops->expose(trainer->device, true);
+}
+
+shoal_status train_device_end(struct trainer *trainer, shoal_status status)
+{
+    struct device *device = trainer->device;
+
+    if (device->ops->expose != NULL)
+        device->ops->expose(device, false);
+    SHOAL_TRY(status);
+    return train_device_sync(trainer);
+}
+
+shoal_status train_device_sync(struct trainer *trainer)
+{
+    struct device *device = trainer->device;
+
+    if (!device_has_queues(device))
+        return SHOAL_OK;
+    SHOAL_TRY(device->ops->queue_sync(device, QUEUE_COMPUTE));
+    return device->ops->queue_sync(device, QUEUE_COMM);
+}

@@ -1,0 +1,137 @@
+#pragma once
+
+#include "runtime/base/dtype.h"
+
+#include <immintrin.h>
+#include <stdint.h>
+
+/*
+ * How operands of amx.c lie in memory, and their packing; for amx.c only, which is compiled for the
+ * instructions used here.
+ *
+ * A block is 32 x 32 numbers of C: two tiles by two, each 16 x 16 fp32, kept in tile registers 0 to 3
+ * while k runs in steps of 32.  A step of A is two tiles of 16 rows x 32 k; a step of B two tiles of
+ * 16 pairs of k x 16 columns, the pair's two numbers side by side (SDM, TDPBF16PS).
+ */
+enum {
+    TILE = 16,
+    STEP = 32,         /* k per step */
+    BLOCK = 2 * TILE,  /* rows and columns per block */
+    TILE_BYTES = 1024, /* 16 rows of 64 bytes, of either type */
+    STEP_BYTES = 2 * TILE_BYTES,
+    BLOCK_BYTES = 4 * TILE_BYTES,
+};
+
+/*
+ * ---- packing: one step of 32 rows of A or columns of B ----
+ *
+ * `count` of the 32 exist and `k` of the step's numbers; the others become zero.
+ */
+typedef void pack_fn(const bf16_t *src, int64_t ld, int64_t count, int64_t k, char *dst);
+
+/* The first n of 32. */
+static inline __mmask32 first(int64_t n)
+{
+    return n >= 32 ? 0xffffffffu : n <= 0 ? 0 : (1u << n) - 1u;
+}
+
+static inline void transpose16(__m512i r[16])
+{
+    __m512i t[16];
+
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int j = 0; j < 4; j++) {
+        t[j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88);
+        t[4 + j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+        t[8 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
+        t[12 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+    }
+    for (int j = 0; j < 4; j++) {
+        r[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88);
+        r[4 + j] = _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0x88);
+        r[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd);
+        r[12 + j] = _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0xdd);
+    }
+}
+
+/* A, contiguous in k. */
+static void pack_rows(const bf16_t *src, int64_t ld, int64_t count, int64_t k, char *dst)
+{
+    const __mmask32 mask = first(k);
+
+    for (int64_t i = 0; i < BLOCK; i++)
+        _mm512_store_si512(dst + i * 64,
+                           _mm512_maskz_loadu_epi16(i < count ? mask : 0, src + i * ld));
+}
+
+/* B, contiguous in k. */
+static void pack_rows_turned(const bf16_t *src, int64_t ld, int64_t count, int64_t k, char *dst)
+{
+    const __mmask32 mask = first(k);
+
+    for (int64_t half = 0; half < BLOCK; half += TILE) {
+        __m512i r[TILE];
+        for (int64_t i = 0; i < TILE; i++)
+            r[i] = _mm512_maskz_loadu_epi16(half + i < count ? mask : 0, src + (half + i) * ld);
+        transpose16(r);
+        for (int64_t i = 0; i < TILE; i++)
+            _mm512_store_si512(dst + half * 64 + i * 64, r[i]);
+    }
+}
+
+/* Pairs of k side by side, of rows that are contiguous in m or n. */
+static inline void pair_rows(const bf16_t *src, int64_t ld, int64_t count, int64_t k,
+                             __m512i low[TILE], __m512i high[TILE])
+{
+    const __mmask32 mask = first(count);
+    const __m512i lows =
+        _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
+                         37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i highs = _mm512_add_epi16(lows, _mm512_set1_epi16(16));
+
+    for (int64_t i = 0; i < TILE; i++) {
+        __m512i a = _mm512_maskz_loadu_epi16(2 * i < k ? mask : 0, src + 2 * i * ld);
+        __m512i b = _mm512_maskz_loadu_epi16(2 * i + 1 < k ? mask : 0, src + (2 * i + 1) * ld);
+        low[i] = _mm512_permutex2var_epi16(a, lows, b);
+        high[i] = _mm512_permutex2var_epi16(a, highs, b);
+    }
+}
+
+static inline void store_tiles(const __m512i low[TILE], const __m512i high[TILE], char *dst)
+{
+    for (int64_t i = 0; i < TILE; i++) {
+        _mm512_store_si512(dst + i * 64, low[i]);
+        _mm512_store_si512(dst + TILE_BYTES + i * 64, high[i]);
+    }
+}
+
+/* B, contiguous in n. */
+static void pack_columns(const bf16_t *src, int64_t ld, int64_t count, int64_t k, char *dst)
+{
+    __m512i low[TILE];
+    __m512i high[TILE];
+
+    pair_rows(src, ld, count, k, low, high);
+    store_tiles(low, high, dst);
+}
+
+/* A, contiguous in m. */
+static void pack_columns_turned(const bf16_t *src, int64_t ld, int64_t count, int64_t k, char *dst)
+{
+    __m512i low[TILE];
+    __m512i high[TILE];
+
+    pair_rows(src, ld, count, k, low, high);
+    transpose16(low);
+    transpose16(high);
+    store_tiles(low, high, dst);
+}

@@ -1,0 +1,161 @@
+/*
+ * cuBLASLt is column-major: a row-major matrix is its transpose there, so the library is asked for
+ * Dᵀ = Bᵀ Aᵀ, with our B as its first operand.
+ */
+#include "models/ops/cuda/cublas_internal.h"
+
+static cudaDataType_t type_of(enum dtype dtype)
+{
+    return dtype == DTYPE_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
+
+/* A row-major [rows, cols] matrix is a column-major [cols, rows] one. */
+static shoal_status layout_create(enum dtype dtype, int64_t rows, int64_t cols, int64_t ld,
+                                  cublasLtMatrixLayout_t *layout_out)
+{
+    return cublas_check(
+        cublasLtMatrixLayoutCreate(layout_out, type_of(dtype), (uint64_t)cols, (uint64_t)rows, ld),
+        "describe a matrix");
+}
+
+static shoal_status layouts_create(struct cublas_plan *plan)
+{
+    const struct cublas_shape *s = &plan->shape;
+    const bool b_transposed = s->kind == CUBLAS_NT;
+    const bool a_transposed = s->kind == CUBLAS_TN;
+
+    SHOAL_TRY(layout_create(s->in, b_transposed ? s->n : s->k, b_transposed ? s->k : s->n, s->ldb,
+                            &plan->first));
+    SHOAL_TRY(layout_create(s->in, a_transposed ? s->k : s->m, a_transposed ? s->m : s->k, s->lda,
+                            &plan->second));
+    return layout_create(s->out, s->m, s->n, s->ldc, &plan->result);
+}
+
+static shoal_status set_product(cublasLtMatmulDesc_t product,
+                                cublasLtMatmulDescAttributes_t attribute, const void *value,
+                                size_t n_bytes, const char *what)
+{
+    return cublas_check(cublasLtMatmulDescSetAttribute(product, attribute, value, n_bytes), what);
+}
+
+static shoal_status product_create(const struct cublas *cublas, struct cublas_plan *plan, bool bias)
+{
+    const struct cublas_shape *s = &plan->shape;
+    const cublasComputeType_t compute =
+        s->in == DTYPE_F32 ? cublas->fp32_compute : CUBLAS_COMPUTE_32F;
+    const cublasOperation_t first = s->kind == CUBLAS_NT ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasOperation_t second = s->kind == CUBLAS_TN ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasLtEpilogue_t epilogue = bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+
+    SHOAL_TRY(cublas_check(cublasLtMatmulDescCreate(&plan->product, compute, CUDA_R_32F),
+                           "describe a product"));
+    SHOAL_TRY(set_product(plan->product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first,
+                          "set TRANSA"));
+    SHOAL_TRY(set_product(plan->product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second,
+                          "set TRANSB"));
+    SHOAL_TRY(set_product(plan->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue,
+                          "set EPILOGUE"));
+    if (!bias)
+        return SHOAL_OK;
+    /* The heuristic reads the pointer's alignment; the pointer itself comes with each call. */
+    const int32_t type = (int32_t)type_of(s->out);
+    const void *aligned = cublas->workspace;
+    SHOAL_TRY(set_product(plan->product, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type,
+                          "set BIAS_DATA_TYPE"));
+    return set_product(plan->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &aligned, sizeof aligned,
+                       "set BIAS_POINTER");
+}
+
+static shoal_status set_preference(cublasLtMatmulPreference_t preference,
+                                   cublasLtMatmulPreferenceAttributes_t attribute,
+                                   const void *value, size_t n_bytes)
+{
+    return cublas_check(cublasLtMatmulPreferenceSetAttribute(preference, attribute, value, n_bytes),
+                        "set a preference");
+}
+
+static shoal_status preference_fill(cublasLtMatmulPreference_t preference)
+{
+    static const cublasLtMatmulPreferenceAttributes_t operands[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    const uint64_t workspace = CUBLAS_WORKSPACE_BYTES;
+    const uint32_t alignment = CUBLAS_ALIGNMENT_BYTES;
+    const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+
+    SHOAL_TRY(set_preference(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace,
+                             sizeof workspace));
+    SHOAL_TRY(set_preference(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes,
+                             sizeof schemes));
+    for (size_t i = 0; i < sizeof operands / sizeof *operands; i++)
+        SHOAL_TRY(set_preference(preference, operands[i], &alignment, sizeof alignment));
+    return SHOAL_OK;
+}
+
+shoal_status cublas_plan_candidates(const struct cublas *cublas, const struct cublas_plan *plan,
+                                    cublasLtMatmulHeuristicResult_t found[CUBLAS_CANDIDATES],
+                                    int *n_out)
+{
+    cublasLtMatmulPreference_t preference = NULL;
+    int n = 0, usable = 0;
+    shoal_status status =
+        cublas_check(cublasLtMatmulPreferenceCreate(&preference), "create preferences");
+
+    if (status != SHOAL_OK)
+        return status;
+    SHOAL_TRY_GOTO(preference_fill(preference), end);
+    SHOAL_TRY_GOTO(
+        cublas_check(cublasLtMatmulAlgoGetHeuristic(cublas->handle, plan->product, plan->first,
+                                                    plan->second, plan->result, plan->result,
+                                                    preference, CUBLAS_CANDIDATES, found, &n),
+                     "choose an algorithm"),
+        end);
+    for (int i = 0; i < n; i++)
+        if (found[i].state == CUBLAS_STATUS_SUCCESS &&
+            found[i].workspaceSize <= CUBLAS_WORKSPACE_BYTES)
+            found[usable++] = found[i];
+    *n_out = usable;
+    if (usable == 0)
+        status = cublas_check(CUBLAS_STATUS_NOT_SUPPORTED, "choose an algorithm");
+end:
+    cublasLtMatmulPreferenceDestroy(preference);
+    return status;
+}
+
+static shoal_status plan_choose(const struct cublas *cublas, struct cublas_plan *plan, bool bias)
+{
+    cublasLtMatmulHeuristicResult_t found[CUBLAS_CANDIDATES];
+    int n = 0;
+
+    SHOAL_TRY(product_create(cublas, plan, bias));
+    SHOAL_TRY(cublas_plan_candidates(cublas, plan, found, &n));
+    plan->chosen = found[0];
+    return SHOAL_OK;
+}
+
+shoal_status cublas_plan_init(const struct cublas *cublas, const struct cublas_shape *shape,
+                              struct cublas_plan *plan)
+{
+    plan->shape = *shape;
+    SHOAL_TRY(layouts_create(plan));
+    shoal_status status = plan_choose(cublas, plan, shape->bias);
+    if (status == SHOAL_ERR_UNAVAILABLE && shape->bias) {
+        cublasLtMatmulDescDestroy(plan->product);
+        plan->product = NULL;
+        plan->bias_after = true;
+        status = plan_choose(cublas, plan, false);
+    }
+    return status;
+}
+
+void cublas_plan_fini(struct cublas_plan *plan)
+{
+    if (plan->result != NULL)
+        cublasLtMatrixLayoutDestroy(plan->result);
+    if (plan->second != NULL)
+        cublasLtMatrixLayoutDestroy(plan->second);
+    if (plan->first != NULL)
+        cublasLtMatrixLayoutDestroy(plan->first);
+    if (plan->product != NULL)
+        cublasLtMatmulDescDestroy(plan->product);
+}

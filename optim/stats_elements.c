@@ -1,0 +1,71 @@
+#include "optim/stats_internal.h"
+
+#include <math.h>
+
+/*
+ * Options by which an element-wise rule looks at whole tensors.
+ *
+ * tensor_clip (mars only): pass 0 sums the squares of the corrected gradient, see mars.c.
+ *
+ * cautious (Liang et al. 2024, arXiv 2411.16085, algorithm 1), for rules with decoupled decay: the
+ * step u that the rule would take from the weights is kept where it agrees with the gradient, and
+ * scaled by the inverse of the tensor's kept share, which pass 1 counts:
+ *
+ *     u    = 0 - (the rule's p for master 0, without decay)
+ *     kept = u and grad are both above or both below 0
+ *     s    = 1 / max(share of kept elements, 1e-3)
+ *     p    = master * [decay ? 1 - lr * weight_decay : 1] - (kept ? u * [s] : 0)
+ *
+ * States change as without the options.
+ */
+
+bool stats_clips(const struct optim_rule *rule, const struct optim_hyper *hyper)
+{
+    return hyper->tensor_clip && rule == &optim_mars.rule;
+}
+
+static shoal_status elements_init(const struct optim_hyper *hyper, const struct tensor *tensor,
+                                  struct optim_stats *stats)
+{
+    (void)tensor;
+    if (stats_clips(stats->rule, hyper)) {
+        stats->n_limbs[ELEMENTS_CLIP] = EXACT_LIMBS;
+        stats->reads[ELEMENTS_CLIP] = STATS_READS_STATES;
+        stats->vector_elements[ELEMENTS_CLIP] = 1;
+    }
+    if (hyper->cautious) {
+        stats->n_limbs[ELEMENTS_MASK] = 1;
+        stats->reads[ELEMENTS_MASK] = STATS_READS_STATES;
+        stats->vector_elements[ELEMENTS_MASK] = 1;
+    }
+    return SHOAL_OK;
+}
+
+static void elements_finish(const struct optim_stats *stats, const struct optim_stats_step *step,
+                            int pass, int64_t *limbs, float *const *vectors)
+{
+    (void)step;
+    if (pass == ELEMENTS_CLIP) {
+        const struct exact_sum *sum = (const struct exact_sum *)(const void *)limbs;
+        const double norm = sqrt(exact_sum_value(sum));
+
+        vectors[ELEMENTS_CLIP][0] = norm <= 1.0 ? 1.0f : (float)(1.0 / norm); /* NaN stays */
+    } else {
+        const double share = (double)limbs[0] / (double)stats->n_elements;
+
+        vectors[ELEMENTS_MASK][0] = (float)(1.0 / fmax(share, 1e-3));
+    }
+}
+
+const struct optim_stats_rule optim_elements_stats = {
+    .n_passes = ELEMENTS_VECTORS,
+    .n_vectors = ELEMENTS_VECTORS,
+    .vectors =
+        {
+            [ELEMENTS_CLIP] = {"clip", false},
+            [ELEMENTS_MASK] = {"mask_factor", false},
+        },
+    .kernels = {&optim_elements_scalar, &optim_elements_avx2, &optim_elements_avx512},
+    .init = elements_init,
+    .finish = elements_finish,
+};

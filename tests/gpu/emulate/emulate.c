@@ -1,0 +1,275 @@
+#include "tests/gpu/emulate/emulate.h"
+
+#include "runtime/base/status.h"
+
+#include <cuda_runtime_api.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+/* Limits of an sm_90 that launches are held to. */
+enum { THREADS_MAX = 1024, SHARED_MAX = 227 << 10, STACK_BYTES = 128 << 10 };
+
+enum state { RUNNING, WAITS_FOR_BLOCK, WAITS_FOR_WARP, DONE };
+
+/*
+ * A fiber is entered once by its context and switched to by _longjmp from then on, which, unlike
+ * swapcontext, makes no system call.  It never ends: each kernel is another round of its loop.
+ */
+struct fiber {
+    ucontext_t context;
+    bool entered;
+    jmp_buf resume;
+    enum state state;
+    void *operand; /* of the warp's operation it waits for */
+};
+
+/* The launch that runs now. */
+static struct {
+    const char *what;
+    void (*kernel)(const void *arg);
+    const void *arg;
+    unsigned threads;
+    unsigned running; /* index of the fiber */
+    jmp_buf scheduler;
+    struct fiber *fibers;
+    void (*act[THREADS_MAX / EMULATE_WARP])(void *const *lanes);
+} now;
+
+struct emulate_index emulate_thread, emulate_block, emulate_block_size, emulate_grid;
+void *emulate_shared;
+
+void emulate_expect(bool good, const char *message)
+{
+    if (good)
+        return;
+    fprintf(stderr, "emulated kernel \"%s\", block (%u, %u, %u), thread %u: %s\n", now.what,
+            emulate_block.x, emulate_block.y, emulate_block.z, now.running, message);
+    abort();
+}
+
+/* ---- fibers ---- */
+
+static void yield_as(enum state state)
+{
+    struct fiber *fiber = &now.fibers[now.running];
+
+    fiber->state = state;
+    if (_setjmp(fiber->resume) == 0)
+        _longjmp(now.scheduler, 1);
+}
+
+void emulate_sync_block(void)
+{
+    yield_as(WAITS_FOR_BLOCK);
+}
+
+void emulate_warp(void (*act)(void *const *lanes), void *operand)
+{
+    const unsigned warp = now.running / EMULATE_WARP;
+    const struct fiber *first = &now.fibers[warp * EMULATE_WARP];
+
+    for (int i = 0; i < EMULATE_WARP; i++)
+        emulate_expect(first[i].state != WAITS_FOR_WARP || now.act[warp] == act,
+                       "the lanes of a warp do different operations");
+    now.act[warp] = act;
+    now.fibers[now.running].operand = operand;
+    yield_as(WAITS_FOR_WARP);
+}
+
+static void fiber_main(void)
+{
+    for (;;) {
+        now.kernel(now.arg);
+        yield_as(DONE);
+    }
+}
+
+static void create_fiber(struct fiber *fiber)
+{
+    void *stack = mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    emulate_expect(stack != MAP_FAILED && getcontext(&fiber->context) == 0, "no fiber");
+    fiber->context.uc_stack.ss_sp = stack;
+    fiber->context.uc_stack.ss_size = STACK_BYTES;
+    makecontext(&fiber->context, fiber_main, 0);
+}
+
+static void create_fibers(void)
+{
+    if (now.fibers != NULL)
+        return;
+    now.fibers = calloc(THREADS_MAX, sizeof *now.fibers);
+    emulate_shared = aligned_alloc(128, SHARED_MAX);
+    emulate_expect(now.fibers != NULL && emulate_shared != NULL, "no memory");
+    for (int i = 0; i < THREADS_MAX; i++)
+        create_fiber(&now.fibers[i]);
+}
+
+static void resume(unsigned index)
+{
+    struct fiber *fiber = &now.fibers[index];
+
+    now.running = index;
+    emulate_thread = (struct emulate_index){index, 0, 0};
+    if (_setjmp(now.scheduler) != 0)
+        return;
+    if (fiber->entered)
+        _longjmp(fiber->resume, 1);
+    fiber->entered = true;
+    setcontext(&fiber->context);
+}
+
+/* ---- scheduling ---- */
+
+/* Position `i` of n in an order that depends on `seed`; seed 0 is the natural one. */
+static unsigned permuted(unsigned i, unsigned n, unsigned seed)
+{
+    static const unsigned strides[] = {1, 11, 17, 29, 37, 61};
+    unsigned stride = strides[seed % 6];
+
+    while (n % stride == 0 && stride > 1)
+        stride = stride == 11 ? 1 : 11; /* a prime that divides n would not reach all */
+    const unsigned forward = (unsigned)(((uint64_t)i * stride + seed * 7919u) % n);
+    return seed % 2 == 1 ? n - 1 - forward : forward;
+}
+
+static unsigned count(unsigned first, unsigned n, enum state state)
+{
+    unsigned found = 0;
+
+    for (unsigned i = first; i < first + n; i++)
+        found += now.fibers[i].state == state;
+    return found;
+}
+
+static void wake(unsigned first, unsigned n)
+{
+    for (unsigned i = first; i < first + n; i++)
+        now.fibers[i].state = RUNNING;
+}
+
+/* A warp runs until none of its lanes can: it overtakes the others wherever nothing holds it. */
+static void run_warp(unsigned first, unsigned seed)
+{
+    void *operands[EMULATE_WARP];
+
+    for (;;) {
+        for (unsigned i = 0; i < EMULATE_WARP; i++) {
+            const unsigned index = first + permuted(i, EMULATE_WARP, seed);
+            if (now.fibers[index].state == RUNNING)
+                resume(index);
+        }
+        if (count(first, EMULATE_WARP, WAITS_FOR_WARP) < EMULATE_WARP)
+            return;
+        for (unsigned i = 0; i < EMULATE_WARP; i++)
+            operands[i] = now.fibers[first + i].operand;
+        now.act[first / EMULATE_WARP](operands);
+        wake(first, EMULATE_WARP);
+    }
+}
+
+static void run_block(unsigned seed)
+{
+    const unsigned warps = now.threads / EMULATE_WARP;
+
+    wake(0, now.threads);
+    while (count(0, now.threads, DONE) < now.threads) {
+        for (unsigned i = 0; i < warps; i++)
+            run_warp(permuted(i, warps, seed) * EMULATE_WARP, seed);
+        if (count(0, now.threads, WAITS_FOR_BLOCK) == now.threads)
+            wake(0, now.threads);
+        else
+            emulate_expect(count(0, now.threads, DONE) == now.threads,
+                           "threads wait for others that never come");
+    }
+}
+
+void emulate_launch(const char *what, struct emulate_index grid, unsigned threads,
+                    size_t shared_bytes, void (*kernel)(const void *arg), const void *arg)
+{
+    static unsigned launches;
+    const unsigned seed = launches++;
+    const uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
+
+    now.what = what;
+    emulate_expect(grid.x > 0 && grid.x <= INT32_MAX && grid.y > 0 && grid.y <= 65535 &&
+                       grid.z > 0 && grid.z <= 65535 && blocks <= UINT32_MAX,
+                   "bad grid");
+    emulate_expect(threads > 0 && threads <= THREADS_MAX && threads % EMULATE_WARP == 0,
+                   "bad number of threads");
+    emulate_expect(shared_bytes <= SHARED_MAX, "too much shared memory");
+    create_fibers();
+    now.kernel = kernel;
+    now.arg = arg;
+    now.threads = threads;
+    emulate_block_size = (struct emulate_index){threads, 1, 1};
+    emulate_grid = grid;
+    for (unsigned i = 0; i < blocks; i++) {
+        const unsigned block = permuted(i, (unsigned)blocks, seed);
+        emulate_block = (struct emulate_index){block % grid.x, block / grid.x % grid.y,
+                                               block / grid.x / grid.y};
+        memset(emulate_shared, 0xff, shared_bytes);
+        run_block(seed);
+    }
+}
+
+/* ---- the runtime, on host memory ---- */
+
+shoal_status cuda_check(cudaError_t error, const char *what);
+
+shoal_status cuda_check(cudaError_t error, const char *what)
+{
+    return error == cudaSuccess
+               ? SHOAL_OK
+               : fail(SHOAL_ERR_UNAVAILABLE, "%s: %s", what, cudaGetErrorString(error));
+}
+
+const char *cudaGetErrorString(cudaError_t error)
+{
+    return error == cudaSuccess ? "no error" : "out of memory";
+}
+
+cudaError_t cudaGetDeviceCount(int *count_out)
+{
+    *count_out = 1;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **p, size_t n_bytes)
+{
+    /* The exact size, which aligned_alloc does not promise to take: sanitizers see the end. */
+    const int error = posix_memalign(p, 256, n_bytes > 0 ? n_bytes : 1);
+
+    return error != 0 ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+
+cudaError_t cudaFree(void *p)
+{
+    free(p);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpy(void *dst, const void *src, size_t n_bytes, enum cudaMemcpyKind kind)
+{
+    (void)kind;
+    memcpy(dst, src, n_bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *dst, int value, size_t n_bytes, cudaStream_t stream)
+{
+    (void)stream;
+    memset(dst, value, n_bytes);
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceSynchronize(void)
+{
+    return cudaSuccess;
+}

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/*
+ * A GPU for tests, on the CPU: kernels are compiled as C++ (include/ gives what their language and
+ * machine.cuh need), the threads of a block are fibers, and blocks run one after another.
+ *
+ * A fiber waits for its block at __syncthreads and for its warp at shuffles and matrix instructions;
+ * between barriers one warp after another runs as far as it can.  The order of blocks, warps and
+ * lanes is another one in each launch.  So a missing barrier shows as wrong numbers, or as
+ * different bits in two runs.  A barrier that not
+ * all threads reach, and operands that a GPU would fault on, end the process with a message.
+ * It says nothing about speed, nor about what the hardware's own arithmetic does (expf, mma).
+ *
+ * One thread uses it.  Dynamic shared memory holds NaN when a block starts.
+ */
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { EMULATE_WARP = 32 };
+
+struct emulate_index {
+    unsigned x, y, z;
+};
+
+/* What the running fiber sees as threadIdx, blockIdx, blockDim and gridDim. */
+extern struct emulate_index emulate_thread, emulate_block, emulate_block_size, emulate_grid;
+extern void *emulate_shared;
+
+/* Run kernel(arg) in every thread of the grid; `what` names it in messages. */
+void emulate_launch(const char *what, struct emulate_index grid, unsigned threads,
+                    size_t shared_bytes, void (*kernel)(const void *arg), const void *arg);
+
+/* Wait for all threads of the block. */
+void emulate_sync_block(void);
+
+/*
+ * Wait for all lanes of the warp; the last one calls act with what the lanes gave, which it may
+ * change, before any goes on.
+ */
+void emulate_warp(void (*act)(void *const *lanes), void *operand);
+
+/* End the process with `message` and where we are, unless `good`. */
+void emulate_expect(bool good, const char *message);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,118 @@
+#pragma once
+
+#include "tests/gpu/emulate/emulate.h"
+
+#include <cuda_runtime_api.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* The language of kernels, for a C++ compiler: see emulate.h. */
+
+#define __global__
+#define __device__
+#define __shared__      static
+#define __forceinline__ inline __attribute__((always_inline))
+#define __align__(n)    __attribute__((aligned(n)))
+#define __launch_bounds__(...)
+
+struct float4 {
+    float x, y, z, w;
+};
+
+struct uint4 {
+    uint32_t x, y, z, w;
+};
+
+struct dim3 : emulate_index {
+    dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : emulate_index{x_, y_, z_}
+    {
+    }
+};
+
+#define threadIdx emulate_thread
+#define blockIdx  emulate_block
+#define blockDim  emulate_block_size
+#define gridDim   emulate_grid
+
+static inline float4 make_float4(float x, float y, float z, float w)
+{
+    return {x, y, z, w};
+}
+
+static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w)
+{
+    return {x, y, z, w};
+}
+
+static inline float __uint_as_float(uint32_t bits)
+{
+    float x;
+
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline uint32_t __float_as_uint(float x)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline int32_t atomicAdd(int32_t *p, int32_t x)
+{
+    const int32_t before = *p;
+
+    *p += x;
+    return before;
+}
+
+static inline void __syncthreads()
+{
+    emulate_sync_block();
+}
+
+static inline void __syncwarp()
+{
+    emulate_warp([](void *const *) {}, NULL);
+}
+
+/* What the lanes of a warp give to a shuffle, and what each gets. */
+template <typename V> struct emulate_shuffle {
+    V value, result;
+    int distance;
+};
+
+template <typename V> static inline V __shfl_xor_sync(unsigned, V value, int distance)
+{
+    emulate_shuffle<V> mine = {value, value, distance};
+
+    emulate_warp(
+        [](void *const *lanes) {
+            for (int i = 0; i < EMULATE_WARP; i++) {
+                emulate_shuffle<V> *to = (emulate_shuffle<V> *)lanes[i];
+                to->result = ((emulate_shuffle<V> *)lanes[i ^ to->distance])->value;
+            }
+        },
+        &mine);
+    return mine.result;
+}
+
+/* Lanes without a lane below keep their own. */
+template <typename V> static inline V __shfl_up_sync(unsigned, V value, int distance)
+{
+    emulate_shuffle<V> mine = {value, value, distance};
+
+    emulate_warp(
+        [](void *const *lanes) {
+            for (int i = 0; i < EMULATE_WARP; i++) {
+                emulate_shuffle<V> *to = (emulate_shuffle<V> *)lanes[i];
+                if (i >= to->distance)
+                    to->result = ((emulate_shuffle<V> *)lanes[i - to->distance])->value;
+            }
+        },
+        &mine);
+    return mine.result;
+}

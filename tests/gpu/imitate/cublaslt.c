@@ -1,0 +1,312 @@
+/* cuBLASLt's matmul: D = alpha op(A) op(B) + beta C (+ bias), all column-major. */
+#include "tests/gpu/imitate/imitate.h"
+
+#include "runtime/base/dtype.h"
+
+#include <cublasLt.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What the library's opaque structs hold here. */
+struct layout {
+    cudaDataType_t type;
+    uint64_t rows, cols;
+    int64_t ld;
+};
+
+struct product {
+    cublasComputeType_t compute;
+    cudaDataType_t scale, bias_type;
+    cublasOperation_t a, b;
+    cublasLtEpilogue_t epilogue;
+    const void *bias;
+};
+
+struct preference {
+    uint64_t workspace;
+    uint32_t schemes, alignment[4];
+};
+
+static const struct layout *layout_of(cublasLtMatrixLayout_t layout)
+{
+    return (const struct layout *)(const void *)layout;
+}
+
+static struct product *product_of(cublasLtMatmulDesc_t product)
+{
+    return (struct product *)(void *)product;
+}
+
+static struct preference *preference_of(cublasLtMatmulPreference_t preference)
+{
+    return (struct preference *)(void *)preference;
+}
+
+static void *create(size_t n_bytes)
+{
+    imitate.live_descriptors++;
+    return calloc(1, n_bytes);
+}
+
+static cublasStatus_t destroy(void *p)
+{
+    imitate.live_descriptors--;
+    free(p);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle)
+{
+    *handle = create(1);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle)
+{
+    return destroy(handle);
+}
+
+size_t cublasLtGetVersion(void)
+{
+    return CUBLAS_VERSION;
+}
+
+const char *cublasLtGetStatusString(cublasStatus_t status)
+{
+    return status == CUBLAS_STATUS_NOT_SUPPORTED ? "CUBLAS_STATUS_NOT_SUPPORTED"
+                                                 : "CUBLAS_STATUS_INVALID_VALUE";
+}
+
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *layout, cudaDataType type,
+                                          uint64_t rows, uint64_t cols, int64_t ld)
+{
+    struct layout *l = create(sizeof *l);
+
+    *l = (struct layout){type, rows, cols, ld};
+    *layout = (cublasLtMatrixLayout_t)(void *)l;
+    return ld >= (int64_t)rows ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+}
+
+cublasStatus_t cublasLtMatrixLayoutDestroy(const cublasLtMatrixLayout_t layout)
+{
+    return destroy(layout);
+}
+
+cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *product, cublasComputeType_t compute,
+                                        cudaDataType_t scale)
+{
+    struct product *p = create(sizeof *p);
+
+    *p = (struct product){.compute = compute,
+                          .scale = scale,
+                          .bias_type = (cudaDataType_t)-1,
+                          .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
+    *product = (cublasLtMatmulDesc_t)(void *)p;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulDescDestroy(const cublasLtMatmulDesc_t product)
+{
+    return destroy(product);
+}
+
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t product,
+                                              cublasLtMatmulDescAttributes_t attribute,
+                                              const void *value, size_t n_bytes)
+{
+    struct product *p = product_of(product);
+    void *place = NULL;
+    size_t size = 4;
+
+    switch (attribute) {
+    case CUBLASLT_MATMUL_DESC_TRANSA:
+        place = &p->a;
+        break;
+    case CUBLASLT_MATMUL_DESC_TRANSB:
+        place = &p->b;
+        break;
+    case CUBLASLT_MATMUL_DESC_EPILOGUE:
+        place = &p->epilogue;
+        break;
+    case CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE:
+        place = &p->bias_type;
+        break;
+    case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
+        place = &p->bias;
+        size = sizeof p->bias;
+        break;
+    default:
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    }
+    if (n_bytes != size)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    memcpy(place, value, size);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *preference)
+{
+    struct preference *p = create(sizeof *p);
+
+    *p = (struct preference){.schemes = CUBLASLT_REDUCTION_SCHEME_MASK,
+                             .alignment = {256, 256, 256, 256}};
+    *preference = (cublasLtMatmulPreference_t)(void *)p;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulPreferenceDestroy(const cublasLtMatmulPreference_t preference)
+{
+    return destroy(preference);
+}
+
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
+                                                    cublasLtMatmulPreferenceAttributes_t attribute,
+                                                    const void *value, size_t n_bytes)
+{
+    struct preference *p = preference_of(preference);
+
+    if (attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES && n_bytes == 8)
+        memcpy(&p->workspace, value, n_bytes);
+    else if (attribute == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK && n_bytes == 4)
+        memcpy(&p->schemes, value, n_bytes);
+    else if (attribute >= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES &&
+             attribute <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES && n_bytes == 4)
+        memcpy(&p->alignment[attribute - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES], value,
+               n_bytes);
+    else
+        return CUBLAS_STATUS_INVALID_VALUE;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+/* op(A) is [rows, cols] of the product. */
+static bool fits(const struct layout *l, cublasOperation_t op, uint64_t rows, uint64_t cols)
+{
+    return op == CUBLAS_OP_N ? l->rows == rows && l->cols == cols
+                             : l->rows == cols && l->cols == rows;
+}
+
+static cublasStatus_t check(const struct product *p, const struct layout *a, const struct layout *b,
+                            const struct layout *c, const struct layout *d)
+{
+    const uint64_t k = p->a == CUBLAS_OP_N ? a->cols : a->rows;
+    const bool bias = p->epilogue == CUBLASLT_EPILOGUE_BIAS;
+
+    if (!fits(a, p->a, d->rows, k) || !fits(b, p->b, k, d->cols) || c->rows != d->rows ||
+        c->cols != d->cols)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    if (a->type != b->type || c->type != d->type || p->scale != CUDA_R_32F)
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (a->type == CUDA_R_32F && d->type != CUDA_R_32F)
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    /* The bias of a product has its result's type. */
+    if (bias && (imitate.refuse_bias || p->bias == NULL || p->bias_type != d->type))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    return imitate.refuse_product ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
+}
+
+/* Three: one that failed, one that wants too much workspace, a good one. */
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t product,
+                                              cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                              cublasLtMatmulPreference_t preference, int requested,
+                                              cublasLtMatmulHeuristicResult_t results[], int *found)
+{
+    const struct preference *p = preference_of(preference);
+    const cublasStatus_t status =
+        check(product_of(product), layout_of(a), layout_of(b), layout_of(c), layout_of(d));
+
+    (void)handle;
+    *found = 0;
+    if (status != CUBLAS_STATUS_SUCCESS)
+        return status;
+    if (requested < 3 || p->schemes != CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    for (int i = 0; i < 4; i++)
+        if (p->alignment[i] != 16)
+            return CUBLAS_STATUS_INVALID_VALUE;
+    memset(results, 0, 3 * sizeof *results);
+    for (int i = 0; i < 3; i++)
+        results[i].algo.data[0] = 40 + (uint64_t)i;
+    results[0].state = CUBLAS_STATUS_NOT_SUPPORTED;
+    results[1].workspaceSize = p->workspace + 1;
+    results[2].workspaceSize = p->workspace;
+    *found = 3;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algorithm,
+                                                    cublasLtMatmulAlgoConfigAttributes_t attribute,
+                                                    void *value, size_t n_bytes, size_t *written)
+{
+    const int id = (int)algorithm->data[0];
+
+    if (attribute != CUBLASLT_ALGO_CONFIG_ID || n_bytes != sizeof id)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    memcpy(value, &id, sizeof id);
+    *written = sizeof id;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static double load(cudaDataType_t type, const void *p, int64_t i)
+{
+    return type == CUDA_R_32F ? (double)((const float *)p)[i]
+                              : (double)bf16_to_f32(((const bf16_t *)p)[i]);
+}
+
+static void store(cudaDataType_t type, void *p, int64_t i, double value)
+{
+    if (type == CUDA_R_32F)
+        ((float *)p)[i] = (float)value;
+    else
+        ((bf16_t *)p)[i] = bf16_from_f32((float)value);
+}
+
+/* Element (row, col) of op(matrix). */
+static double element(const struct layout *l, cublasOperation_t op, const void *p, int64_t row,
+                      int64_t col)
+{
+    return load(l->type, p, op == CUBLAS_OP_N ? col * l->ld + row : row * l->ld + col);
+}
+
+static bool aligned(const void *p)
+{
+    return p != NULL && (uintptr_t)p % 16 == 0;
+}
+
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t product,
+                              const void *alpha, const void *A, cublasLtMatrixLayout_t a_desc,
+                              const void *B, cublasLtMatrixLayout_t b_desc, const void *beta,
+                              const void *C, cublasLtMatrixLayout_t c_desc, void *D,
+                              cublasLtMatrixLayout_t d_desc, const cublasLtMatmulAlgo_t *algorithm,
+                              void *workspace, size_t workspace_bytes, cudaStream_t stream)
+{
+    const struct product *p = product_of(product);
+    const struct layout *a = layout_of(a_desc), *b = layout_of(b_desc);
+    const struct layout *c = layout_of(c_desc), *d = layout_of(d_desc);
+    const int64_t k = (int64_t)(p->a == CUBLAS_OP_N ? a->cols : a->rows);
+    const cublasStatus_t status = check(p, a, b, c, d);
+
+    (void)handle;
+    (void)workspace;
+    (void)stream;
+    if (status != CUBLAS_STATUS_SUCCESS)
+        return status;
+    if (algorithm->data[0] != 42 || workspace_bytes < ((size_t)32 << 20) || !aligned(A) ||
+        !aligned(B) || !aligned(C) || !aligned(D))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    for (int64_t col = 0; col < (int64_t)d->cols; col++) {
+        for (int64_t row = 0; row < (int64_t)d->rows; row++) {
+            double sum = 0.0;
+            for (int64_t i = 0; i < k; i++)
+                sum += element(a, p->a, A, row, i) * element(b, p->b, B, i, col);
+            sum *= (double)*(const float *)alpha;
+            if (*(const float *)beta != 0.0f)
+                sum += (double)*(const float *)beta * load(c->type, C, col * c->ld + row);
+            if (p->epilogue == CUBLASLT_EPILOGUE_BIAS)
+                sum += load(p->bias_type, p->bias, row);
+            store(d->type, D, col * d->ld + row, sum);
+        }
+    }
+    imitate.products++;
+    return CUBLAS_STATUS_SUCCESS;
+}

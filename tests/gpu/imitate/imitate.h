@@ -1,0 +1,28 @@
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/*
+ * The libraries of a GPU, on host memory: the part of the CUDA runtime, cuBLASLt and cuDNN that the
+ * cuda back end calls, by the same names, so that an executable that holds these files needs no GPU.
+ *
+ * Each does in double, one element at a time, what the library's documentation says of the
+ * descriptors that it is given.  So a wrong transposition, stride, pointer, id or formula in the
+ * back end shows as wrong numbers.  It says nothing about which shapes a library takes, about its
+ * rounding and order of sums, nor about speed: the tests on a GPU do.
+ */
+struct imitate {
+    /* Faults to inject. */
+    bool no_cudnn;       /* cudnnCreate fails */
+    bool refuse_graphs;  /* cuDNN has no engine for a graph */
+    bool refuse_bias;    /* cuBLASLt has no algorithm with a bias */
+    bool refuse_product; /* cuBLASLt has no algorithm at all */
+    int fail_attribute;  /* the n-th cudnnBackendSetAttribute from now fails; 0: none */
+
+    /* What was done. */
+    int products, graphs;
+    int live_descriptors; /* of cuBLASLt and cuDNN, handles included */
+};
+
+extern struct imitate imitate;

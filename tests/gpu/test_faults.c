@@ -1,0 +1,187 @@
+/* What the back end does when a library fails: only where the libraries are imitated. */
+#include "tests/gpu/cuda_rig.h"
+#include "tests/gpu/imitate/imitate.h"
+
+#include "models/ops/cuda/cudnn_attention.h"
+
+#include <criterion/criterion.h>
+#include <string.h>
+
+static const struct attention_shape shape = {
+    .B = 1, .T = 8, .H = 2, .K = 1, .D = 64, .dtype = DTYPE_BF16};
+
+static void keep_line(void *arg, const char *line)
+{
+    strncat(arg, line, 1000);
+}
+
+Test(cuda_faults, cudnn_is_missing)
+{
+    struct device *device = NULL;
+    struct ops *ops = NULL;
+    char plans[2048] = "";
+
+    imitate.no_cudnn = true;
+    struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
+    cr_assert_not_null(strstr(ops_describe(rig.ops), "attention by own kernels (cuDNN: create a"),
+                       "%s", ops_describe(rig.ops));
+    (void)op_attention_scratch_bytes(rig.ops, shape);
+    ops_cuda_describe_plans(rig.ops, keep_line, plans);
+    cr_assert_not_null(strstr(plans, "forward own kernels; backward own kernels"), "%s", plans);
+    cuda_rig_destroy(&rig);
+
+    EXPECT_OK(device_open("cuda", 0, &device));
+    const struct ops_cuda_options demanded = {.attention = OPS_CUDA_ATTENTION_CUDNN};
+    cr_assert_eq(ops_create_cuda_with(device, &demanded, &ops), SHOAL_ERR_UNAVAILABLE);
+    cr_assert_null(ops);
+    device_close(device);
+    cr_assert_eq(imitate.live_descriptors, 0);
+}
+
+Test(cuda_faults, cudnn_refuses_a_graph)
+{
+    char plans[2048] = "";
+
+    imitate.refuse_graphs = true;
+    struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
+    (void)op_attention_scratch_bytes(rig.ops, shape);
+    ops_cuda_describe_plans(rig.ops, keep_line, plans);
+    cr_assert_not_null(strstr(plans, "own kernels; backward own kernels"), "%s", plans);
+    cr_assert_not_null(strstr(plans, "no engine takes the graph"), "%s", plans);
+    cuda_rig_destroy(&rig);
+    cr_assert_eq(imitate.live_descriptors, 0);
+}
+
+/* Every attribute of both graphs in turn: nothing is left over, and the message names it. */
+Test(cuda_faults, any_attribute_of_a_graph_fails, .timeout = 120)
+{
+    const struct cudnn_attention_shape s = {
+        .B = 1, .T = 8, .H = 2, .K = 1, .D = 64, .qkv_row = 256, .y_row = 128};
+    cudnnBackendDescriptor_t properties = NULL;
+    int failures = 0;
+
+    EXPECT_OK(cudnn_properties_of_text("{}", &properties));
+    const int before = imitate.live_descriptors;
+    for (int pass = CUDNN_ATTENTION_FORWARD; pass <= CUDNN_ATTENTION_BACKWARD; pass++) {
+        for (int n = 1;; n++) {
+            struct cudnn_attention *attention = NULL;
+            imitate.fail_attribute = n;
+            const shoal_status status = cudnn_attention_create(
+                &s, (enum cudnn_attention_pass)pass, properties, 1 << 20, true, &attention);
+            cudnn_attention_destroy(attention);
+            cr_assert_eq(imitate.live_descriptors, before);
+            if (status == SHOAL_OK)
+                break;
+            cr_assert_eq(status, SHOAL_ERR_INTERNAL);
+            cr_assert_not_null(strstr(shoal_last_error(), ": set "), "%s", shoal_last_error());
+            failures++;
+        }
+        imitate.fail_attribute = 0;
+    }
+    cr_assert_gt(failures, 400);
+    imitate.fail_attribute = 1;
+    cudnnBackendDescriptor_t other = NULL;
+    cr_assert_eq(cudnn_properties_of_text("{}", &other), SHOAL_ERR_INTERNAL);
+    cr_assert_not_null(
+        strstr(shoal_last_error(),
+               "cuDNN: device properties: set DEVICEPROP_JSON_REPRESENTATION: CUDNN_STATUS_BAD"),
+        "%s", shoal_last_error());
+    cudnn_descriptor_destroy(properties);
+}
+
+Test(cuda_faults, the_limit_is_kept_by_plans)
+{
+    const struct cudnn_attention_shape s = {.B = 1,
+                                            .T = 128,
+                                            .H = 2,
+                                            .K = 2,
+                                            .D = 64,
+                                            .qkv_row = 384,
+                                            .y_row = 128,
+                                            .deterministic = true};
+    struct cudnn_attention *attention = NULL;
+    cudnnBackendDescriptor_t properties = NULL;
+
+    EXPECT_OK(cudnn_properties_of_text("{}", &properties));
+    cr_assert_eq(
+        cudnn_attention_create(&s, CUDNN_ATTENTION_BACKWARD, properties, 65536, true, &attention),
+        SHOAL_ERR_UNAVAILABLE);
+    cr_assert_not_null(strstr(shoal_last_error(), "wants 65792 bytes of workspace, at most 65536"),
+                       "%s", shoal_last_error());
+    EXPECT_OK(
+        cudnn_attention_create(&s, CUDNN_ATTENTION_BACKWARD, properties, 65792, false, &attention));
+    cr_assert_eq(cudnn_attention_scratch_bytes(attention), cudnn_attention_estimate_bytes(&s));
+    const struct cudnn_attention_data data = {0};
+    cr_assert_eq(cudnn_attention_run(NULL, attention, &data, NULL), SHOAL_ERR_INTERNAL);
+    cudnn_attention_destroy(attention);
+    cudnn_descriptor_destroy(properties);
+    cr_assert_eq(imitate.live_descriptors, 0);
+}
+
+Test(cuda_faults, cublas_has_no_algorithm)
+{
+    const struct linear_shape s = {.rows = 8, .in = 16, .out = 24, .dtype = DTYPE_BF16};
+
+    struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
+    imitate.refuse_product = true;
+    cr_assert_eq(op_linear_prepare(rig.ops, s), SHOAL_ERR_UNAVAILABLE);
+    cr_assert_not_null(strstr(shoal_last_error(), "matmul [8, 24] over 16: cuBLASLt: choose an"),
+                       "%s", shoal_last_error());
+    imitate.refuse_product = false;
+    EXPECT_OK(op_linear_prepare(rig.ops, s));
+    cuda_rig_destroy(&rig);
+    cr_assert_eq(imitate.live_descriptors, 0);
+}
+
+/* The bias is then added by a kernel: the same numbers within a rounding. */
+Test(cuda_faults, cublas_has_no_algorithm_with_a_bias)
+{
+    const struct linear_shape s = {.rows = 3, .in = 4, .out = 5, .dtype = DTYPE_F32};
+    struct array x = array_random(s.dtype, 12, 1, 1.0), w = array_random(s.dtype, 20, 2, 1.0);
+    struct array bias = array_random(s.dtype, 5, 3, 1.0);
+    struct gpu gpu = {0};
+
+    imitate.refuse_bias = true;
+    struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
+    EXPECT_OK(op_linear_prepare(rig.ops, s));
+    const void *gx = gpu_put(&gpu, x), *gw = gpu_put(&gpu, w), *gb = gpu_put(&gpu, bias);
+    float *y = gpu_new(&gpu, s.dtype, 15);
+    EXPECT_OK(op_linear(rig.ops, s, gx, gw, gb, y, NULL));
+    double want[15];
+    for (int i = 0; i < 15; i++) {
+        want[i] = array_get(bias, i % 5);
+        for (int k = 0; k < 4; k++)
+            want[i] += array_get(x, i / 5 * 4 + k) * array_get(w, i % 5 * 4 + k);
+    }
+    struct array got = gpu_take(&gpu, y);
+    array_expect(got, want, 1e-6, "y");
+    array_free(&got);
+    array_free(&x);
+    array_free(&w);
+    array_free(&bias);
+    gpu_free_all(&gpu);
+    cuda_rig_destroy(&rig);
+}
+
+Test(cuda_faults, graphs_keep_their_first_failure)
+{
+    struct cudnn_graph g = {0};
+    const struct cudnn_tensor tensor = {
+        .type = CUDNN_DATA_FLOAT, .dims = {1, 2, 4, 8}, .strides = {64, 32, 8, 1}};
+
+    const int a = cudnn_graph_tensor(&g, tensor), b = cudnn_graph_tensor(&g, tensor);
+    const int c = cudnn_graph_tensor(&g, tensor);
+    cr_assert_eq(cudnn_graph_matmul(&g, a, b, c), 0);
+    cr_assert_not_null(strstr(shoal_last_error(), "matmul operation: finalize"));
+    cr_assert_eq(cudnn_graph_reshape(&g, a, b), 0);
+    cr_assert_eq(cudnn_graph_tensor(&g, tensor), 0);
+    cr_assert_eq(cudnn_graph_build(&g), SHOAL_ERR_INTERNAL);
+    cudnn_graph_fini(&g);
+
+    for (int i = 0; i < CUDNN_GRAPH_TENSORS; i++)
+        cr_assert_eq(cudnn_graph_tensor(&g, tensor), i + 1);
+    cr_assert_eq(cudnn_graph_tensor(&g, tensor), 0);
+    cr_assert_eq(g.status, SHOAL_ERR_INTERNAL);
+    cudnn_graph_fini(&g);
+    cr_assert_eq(imitate.live_descriptors, 0);
+}

@@ -14,27 +14,6 @@
 
 enum { BLOCK = 256 };
 
-/* |x| < 2^-6 is a multiple of 2^-9, found by adding 2^14; above, the significand is cut to 3 bits. */
-OPTIM_INLINE uint32_t e4m3_of(float x)
-{
-    const uint32_t bits = bits_of(x);
-    const uint32_t magnitude = bits & 0x7fffffffu;
-    const uint32_t small = bits_of(float_of(magnitude) + 0x1p14f) - 0x46800000u;
-    const uint32_t large = ((magnitude + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20) - (120u << 3);
-
-    return (bits >> 24 & 0x80u) | (magnitude < 0x3c800000u ? small : large);
-}
-
-OPTIM_INLINE float of_e4m3(uint32_t code)
-{
-    const uint32_t magnitude = code & 0x7fu;
-    const uint32_t small = bits_of((float)(int32_t)magnitude * 0x1p-9f);
-    const uint32_t large = (magnitude << 20) + (120u << 23);
-    const uint32_t number = magnitude < 8u ? small : large;
-
-    return float_of((magnitude == 0x7fu ? NAN_BITS : number) | (code & 0x80u) << 24);
-}
-
 OPTIM_INLINE void encode_block(const float *restrict x, size_t n, uint8_t *restrict codes,
                                float *restrict scale_out)
 {

@@ -26,31 +26,14 @@
 
 enum { BLOCK = 128 };
 
-static const float SIGNED_VALUES[16] = {
-    0.0f, 0.0055f,  0.0325f,  0.0775f,  0.2125f,  0.4375f,  0.6625f,  0.8875f,
-    1.0f, -0.8875f, -0.6625f, -0.4375f, -0.2125f, -0.0775f, -0.0325f, -0.0055f,
-};
-
 static const float UNSIGNED_VALUES[16] = {
     0.0625f, 0.125f, 0.1875f, 0.25f, 0.3125f, 0.375f, 0.4375f, 0.5f,
     0.5625f, 0.625f, 0.6875f, 0.75f, 0.8125f, 0.875f, 0.9375f, 1.0f,
 };
 
-/* The number of the value of least distance from |x|. */
-OPTIM_INLINE uint32_t nearest_value(float x)
-{
-    const float size = fabsf(x);
-    uint32_t number = 0;
-
-#pragma GCC unroll 8
-    for (int k = 0; k < 8; k++)
-        number += size >= (SIGNED_VALUES[k] + SIGNED_VALUES[k + 1]) * 0.5f ? 1u : 0u;
-    return number;
-}
-
 #if defined(__AVX512BW__)
 /*
- * The same from registers.  Quarters of octaves from 2^-8 to 1 number 0 to 31; what is smaller
+ * int4_nearest_value from registers.  Quarters of octaves from 2^-8 to 1 number 0 to 31; what is smaller
  * counts as in the first and what is larger as in the last.  Each has the number of the value at
  * its beginning, and at most one place where the next value becomes the nearest.
  */
@@ -112,24 +95,15 @@ OPTIM_INLINE size_t signed_codes_16(const float *restrict x, size_t n, float inv
 OPTIM_INLINE void signed_codes(const float *restrict x, size_t n, float inverse,
                                uint32_t *restrict codes)
 {
-    for (size_t i = signed_codes_16(x, n, inverse, codes); i < n; i++) {
-        const float share = x[i] * inverse;
-        const uint32_t number = nearest_value(share);
-        const uint32_t below_one = number < 7u ? number : 7u;
-
-        codes[i] = (bits_of(share) >> 31 == 0 ? number : 0u - below_one) & 15u;
-    }
+    for (size_t i = signed_codes_16(x, n, inverse, codes); i < n; i++)
+        codes[i] = int4_signed_code(x[i], inverse);
 }
 
 OPTIM_INLINE void unsigned_codes(const float *restrict x, size_t n, float inverse,
                                  uint32_t *restrict codes)
 {
-    for (size_t i = 0; i < n; i++) {
-        const float share = float_of((uint32_t)moment_bits(x[i])) * inverse;
-        const uint32_t nearest = nearest_integer(share * 16.0f - 1.0f);
-
-        codes[i] = max_bits(nearest, NEAREST_BITS) & 15u;
-    }
+    for (size_t i = 0; i < n; i++)
+        codes[i] = int4_unsigned_code(x[i], inverse);
 }
 
 /* The bits of A. */
@@ -203,7 +177,7 @@ void ISA_NAME(codec_int4_encode_unsigned)(const float *x, size_t n, void *codes,
 
 void ISA_NAME(codec_int4_decode_signed)(const void *codes, const void *scales, size_t n, float *x)
 {
-    decode_all(SIGNED_VALUES, codes, scales, n, x);
+    decode_all(INT4_SIGNED_VALUES, codes, scales, n, x);
 }
 
 void ISA_NAME(codec_int4_decode_unsigned)(const void *codes, const void *scales, size_t n, float *x)

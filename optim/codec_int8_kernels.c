@@ -49,11 +49,8 @@ OPTIM_INLINE void encode_signed(const float *restrict x, size_t n, float inverse
 {
     uint32_t q[BLOCK];
 
-    for (size_t i = 0; i < n; i++) {
-        const float share = x[i] * inverse;
-
-        q[i] = nearest_integer(share * 254.0f / (1.0f + fabsf(share))) & mask;
-    }
+    for (size_t i = 0; i < n; i++)
+        q[i] = int8_signed_code(x[i], inverse) & mask;
     narrow(q, n, codes);
 }
 
@@ -62,13 +59,8 @@ OPTIM_INLINE void encode_unsigned(const float *restrict x, size_t n, float inver
 {
     uint32_t q[BLOCK];
 
-    for (size_t i = 0; i < n; i++) {
-        const int32_t bits = moment_bits(x[i]);
-        const int32_t least = NEAREST_BITS + (bits < 1 ? bits : 1);
-        const float root = sqrtf(float_of((uint32_t)bits) * inverse) * 255.0f;
-
-        q[i] = (uint32_t)max_signed((int32_t)nearest_integer(root), least) & mask;
-    }
+    for (size_t i = 0; i < n; i++)
+        q[i] = int8_unsigned_code(x[i], inverse) & mask;
     narrow(q, n, codes);
 }
 
@@ -123,11 +115,8 @@ void ISA_NAME(codec_int8_encode_unsigned)(const float *x, size_t n, void *codes,
 OPTIM_INLINE void decode_signed(const int8_t *restrict codes, float scale, size_t n,
                                 float *restrict x)
 {
-    for (size_t i = 0; i < n; i++) {
-        const float q = (float)codes[i];
-
-        x[i] = q / (254.0f - fabsf(q)) * scale;
-    }
+    for (size_t i = 0; i < n; i++)
+        x[i] = int8_signed_value(codes[i], scale);
 }
 
 OPTIM_INLINE void decode_unsigned(const uint8_t *restrict codes, float scale, size_t n,
@@ -136,11 +125,8 @@ OPTIM_INLINE void decode_unsigned(const uint8_t *restrict codes, float scale, si
     uint32_t words[BLOCK];
 
     widen(codes, n, words);
-    for (size_t i = 0; i < n; i++) {
-        const float q = (float)(int32_t)words[i];
-
-        x[i] = q * q * (1.0f / 65025.0f) * scale;
-    }
+    for (size_t i = 0; i < n; i++)
+        x[i] = int8_unsigned_value(words[i], scale);
 }
 
 void ISA_NAME(codec_int8_decode_signed)(const void *codes, const void *scales, size_t n, float *x)

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "optim/codec_internal.h"
+#include "optim/element_codecs.h"
 #include "optim/kernel.h"
 
 #if defined(__AVX2__)
@@ -12,77 +13,23 @@
  * specification and the others give the same bytes on every input.
  */
 
-enum {
-    NAN_BITS = 0x7fc00000,
-    INFINITY_BITS = 0x7f800000,
-    LEAST_NORMAL_BITS = 0x00800000,
-    NEAREST_BITS = 0x4b400000, /* of 0x1.8p23 */
-};
-
-OPTIM_INLINE uint32_t bits_of(float x)
-{
-    uint32_t bits;
-
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-OPTIM_INLINE float float_of(uint32_t bits)
-{
-    float x;
-
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/*
- * The integer nearest to x, ties to even, for |x| < 2^22: in the low bits of the sum, which stands
- * NEAREST_BITS above it as a whole.
- */
-OPTIM_INLINE uint32_t nearest_integer(float x)
-{
-    return bits_of(x + 0x1.8p23f);
-}
-
-OPTIM_INLINE uint32_t max_bits(uint32_t a, uint32_t b)
-{
-    return a > b ? a : b;
-}
-
 /* The largest |x| of a block as bits, in whose order NaN > infinity > every number. */
 OPTIM_INLINE uint32_t largest_magnitude(const float *x, size_t n)
 {
     uint32_t largest = 0;
 
     for (size_t i = 0; i < n; i++)
-        largest = max_bits(largest, bits_of(x[i]) & 0x7fffffffu);
+        largest = max_bits(largest, magnitude_key(x[i]));
     return largest;
 }
 
-OPTIM_INLINE int32_t max_signed(int32_t a, int32_t b)
-{
-    return a > b ? a : b;
-}
-
-/* A second moment's bits: zero for what is below zero. */
-OPTIM_INLINE int32_t moment_bits(float x)
-{
-    return max_signed((int32_t)bits_of(x), 0);
-}
-
-/*
- * The largest of a block of second moments as bits.  As integers, floats below zero are below zero;
- * NaNs of that sign too, unless made positive.
- */
+/* The largest of a block of second moments as bits. */
 OPTIM_INLINE uint32_t largest_moment(const float *x, size_t n)
 {
     int32_t largest = 0;
 
-    for (size_t i = 0; i < n; i++) {
-        const uint32_t bits = bits_of(x[i]);
-
-        largest = max_signed(largest, (int32_t)(bits > 0xff800000u ? NAN_BITS : bits));
-    }
+    for (size_t i = 0; i < n; i++)
+        largest = max_signed(largest, moment_key(x[i]));
     return (uint32_t)largest;
 }
 

@@ -42,46 +42,25 @@ OPTIM_INLINE float find_scale(struct map_form form, const float *restrict x, siz
     const bool ao = form.kind == MAP_AO8 || form.kind == MAP_AO4;
     uint32_t largest = 0;
 
-    for (size_t i = 0; i < n; i++) {
-        const uint32_t magnitude = bits_of(x[i]) & 0x7fffffffu;
-        const uint32_t number = 0u - ((magnitude - INFINITY_BITS - 1u) >> 31); /* all ones if one */
-
-        largest = max_bits(largest, ao ? magnitude : magnitude & number);
-    }
-    if (largest > INFINITY_BITS)
-        return float_of(NAN_BITS);
-    return ao && float_of(largest) < 1e-12f ? 1e-12f : float_of(largest);
-}
-
-/* The code of what has no place among numbers. */
-OPTIM_INLINE uint32_t code_of_nan(struct map_form form, uint32_t value_bits)
-{
-    if (form.kind != MAP_BNB8 || form.sign != CODEC_SIGNED)
-        return 0;
-    return value_bits >> 31 == 1 ? 0u : value_bits == INFINITY_BITS ? 1u : 255u;
+    for (size_t i = 0; i < n; i++)
+        largest = max_bits(largest, map_key(ao, x[i]));
+    return map_scale(ao, largest);
 }
 
 OPTIM_INLINE void find_codes(struct map_form form, const struct map_steps *restrict steps,
                              const float *restrict x, size_t n, float scale,
                              uint32_t *restrict codes)
 {
-    const uint32_t least = steps->least;
-    const uint32_t shift = (uint32_t)steps->shift;
-    const uint32_t cells = steps->cells;
-    const uint32_t *restrict cell = steps->cell;
+    const struct map_search search = {
+        .least = steps->least,
+        .shift = (uint32_t)steps->shift,
+        .cells = steps->cells,
+        .cell = steps->cell,
+        .keeps_sign = form.kind == MAP_BNB8 && form.sign == CODEC_SIGNED,
+    };
 
-    for (size_t i = 0; i < n; i++) {
-        const uint32_t bits = bits_of(x[i] / scale);
-        const uint32_t magnitude = bits & 0x7fffffffu;
-        const uint32_t above = max_bits(magnitude, least);
-        const uint32_t place = above < 0x3f800000u ? above : 0x3f800000u;
-        const uint32_t negative = 0u - (bits >> 31);
-        const uint32_t entry = cell[((place - least) >> shift) + (cells & negative)];
-        const uint32_t further = (place & ((1u << shift) - 1u)) >= (entry & 0xffffffu) ? 1u : 0u;
-        const uint32_t code = (entry >> 24) + ((further ^ negative) - negative);
-
-        codes[i] = magnitude > INFINITY_BITS ? code_of_nan(form, bits_of(x[i])) : code;
-    }
+    for (size_t i = 0; i < n; i++)
+        codes[i] = map_code(search, x[i], scale);
 }
 
 OPTIM_INLINE void encode_blocks(struct map_form form, const float *restrict x, size_t n,

@@ -17,32 +17,9 @@ enum { SPAN = 256, SPAN_BLOCKS = 32 };
 OPTIM_INLINE void fill_words(uint64_t key, uint64_t quantum, uint32_t begin,
                              uint32_t words[4][SPAN_BLOCKS])
 {
-    for (uint32_t i = begin; i < SPAN_BLOCKS; i++) {
-        const uint64_t block = quantum * SPAN_BLOCKS + i;
-        uint32_t c0 = (uint32_t)block;
-        uint32_t c1 = (uint32_t)(block >> 32);
-        uint32_t c2 = 0;
-        uint32_t c3 = 0;
-        uint32_t k0 = (uint32_t)key;
-        uint32_t k1 = (uint32_t)(key >> 32);
-
-#pragma GCC unroll 10
-        for (int round = 0; round < 10; round++) {
-            const uint64_t product0 = (uint64_t)0xD2511F53u * c0;
-            const uint64_t product1 = (uint64_t)0xCD9E8D57u * c2;
-
-            c0 = (uint32_t)(product1 >> 32) ^ c1 ^ k0;
-            c1 = (uint32_t)product1;
-            c2 = (uint32_t)(product0 >> 32) ^ c3 ^ k1;
-            c3 = (uint32_t)product0;
-            k0 += 0x9E3779B9u;
-            k1 += 0xBB67AE85u;
-        }
-        words[0][i] = c0;
-        words[1][i] = c1;
-        words[2][i] = c2;
-        words[3][i] = c3;
-    }
+    for (uint32_t i = begin; i < SPAN_BLOCKS; i++)
+        bf16sr_words(key, quantum * SPAN_BLOCKS + i, &words[0][i], &words[1][i], &words[2][i],
+                     &words[3][i]);
 }
 
 #if defined(__AVX512BW__)
@@ -124,13 +101,8 @@ OPTIM_INLINE void fill_noise(uint64_t key, uint64_t quantum, uint32_t *restrict 
 OPTIM_INLINE void round_by_noise(const float *restrict x, const uint32_t *restrict noise, size_t n,
                                  bf16_t *restrict hi)
 {
-    for (size_t i = 0; i < n; i++) {
-        const uint32_t bits = bits_of(x[i]);
-        const uint32_t magnitude = bits & 0x7fffffffu;
-        const uint32_t number = magnitude < INFINITY_BITS ? bits + noise[i] : bits;
-
-        hi[i] = (bf16_t)((magnitude > INFINITY_BITS ? NAN_BITS : number) >> 16);
-    }
+    for (size_t i = 0; i < n; i++)
+        hi[i] = bf16sr_hi(x[i], noise[i]);
 }
 
 void ISA_NAME(master_bf16sr_encode)(const float *x, size_t n, uint64_t key, uint64_t first_element,

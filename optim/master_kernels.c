@@ -52,7 +52,7 @@ void ISA_NAME(master_split16_encode)(const float *x, size_t n, uint64_t key, uin
     for (size_t i = 0; i < n; i++) {
         const uint32_t bits = bits_of(from[i]);
 
-        upper[i] = (bf16_t)((bits + 0x8000u) >> 16);
+        upper[i] = split16_hi(bits);
         lower[i] = (uint16_t)bits;
     }
 }
@@ -63,11 +63,8 @@ void ISA_NAME(master_split16_decode)(const bf16_t *hi, const void *low, size_t n
     const uint16_t *restrict lower = low;
     float *restrict to = x;
 
-    for (size_t i = 0; i < n; i++) {
-        const uint32_t rest = lower[i];
-
-        to[i] = float_of((upper[i] - (rest >> 15)) << 16 | rest);
-    }
+    for (size_t i = 0; i < n; i++)
+        to[i] = split16_value(upper[i], lower[i]);
 }
 
 void ISA_NAME(master_ecc8_encode)(const float *x, size_t n, uint64_t key, uint64_t first_element,
@@ -80,10 +77,9 @@ void ISA_NAME(master_ecc8_encode)(const float *x, size_t n, uint64_t key, uint64
     (void)key;
     (void)first_element;
     for (size_t i = 0; i < n; i++) {
-        const uint32_t bits = bits_of(one_nan(from[i]));
-        const uint32_t rounded = (bits + 0x7fu + ((bits >> 8) & 1u)) >> 8;
+        const uint32_t rounded = ecc8_rounded(from[i]);
 
-        upper[i] = (bf16_t)((rounded + 0x80u) >> 8);
+        upper[i] = ecc8_hi(rounded);
         error[i] = (uint8_t)rounded;
     }
 }
@@ -95,5 +91,5 @@ void ISA_NAME(master_ecc8_decode)(const bf16_t *hi, const void *low, size_t n, f
     float *restrict to = x;
 
     for (size_t i = 0; i < n; i++)
-        to[i] = float_of(((uint32_t)upper[i] << 16) + ((uint32_t)error[i] << 8));
+        to[i] = ecc8_value(upper[i], error[i]);
 }

@@ -1,5 +1,11 @@
 #include "optim/optim_internal.h"
 #include "optim/tiles.h"
+#include "optim/update_parts.h"
+#include "runtime/device/device.h"
+
+#ifdef SHOAL_WITH_CUDA
+#include "optim/cuda/update.h"
+#endif
 
 #include <string.h>
 
@@ -15,16 +21,11 @@ struct update_arg {
     size_t n_tiles;
 };
 
-struct update_job {
-    const struct update_arg *arg;
-    struct tile_buffers buffers;
-};
-
-static void apply(const struct update_job *job, const struct tile *tile, size_t at,
+static void apply(const struct tile_work *work, const struct tile *tile, size_t at,
                   const struct optim_extent *extent)
 {
-    const struct optim_step *step = job->arg->step;
-    const struct optim_tensor *tensor = &job->arg->setup->tensors[tile->tensor];
+    const struct optim_step *step = work->step;
+    const struct optim_tensor *tensor = &work->buffers.setup->tensors[tile->tensor];
     const struct optim_scalars *scalars = &step->scalars[tensor->scalars];
     float *vectors[STATS_MAX_VECTORS];
 
@@ -35,41 +36,94 @@ static void apply(const struct update_job *job, const struct tile *tile, size_t 
 
     const struct optim_stats_step stats_step = {
         .scalars = *scalars, .grad_scale = step->grad_scale, .grad_squares = step->grad_squares};
-    tile_vectors(&job->buffers, tile->tensor, vectors);
+    tile_vectors(&work->buffers, tile->tensor, vectors);
     optim_stats_apply(tensor->stats, &stats_step, extent, tile->begin + (int64_t)at,
                       (const float *const *)vectors);
 }
 
-static void update_tile(void *job_arg, size_t index, int thread)
+static void update_tile(void *work_arg, size_t index, int thread)
 {
-    const struct update_job *job = job_arg;
-    const struct update_arg *arg = job->arg;
-    const struct tile *tile = &arg->tiles[index];
+    const struct tile_work *work = work_arg;
+    const struct tile_buffers *buffers = &work->buffers;
+    const struct tile *tile = &work->tiles[index];
     const size_t n = (size_t)tile->n;
-    const size_t length = tile_in_place(arg->setup, tile) ? n : OPTIM_PIECE;
-    const uint64_t key = master_key(arg->step->seed, arg->step->update, (uint64_t)tile->tensor);
+    const size_t length = tile_in_place(buffers, tile) ? n : OPTIM_PIECE;
+    const uint64_t key = master_key(work->step->seed, work->step->update,
+                                    work->first_tensor + (uint64_t)tile->tensor);
     struct tile_piece piece;
 
     (void)thread;
     for (size_t at = 0; at < n; at += length) {
         const size_t part = n - at < length ? n - at : length;
-        struct optim_extent extent = tile_decode(&job->buffers, tile, at, part, &piece);
+        struct optim_extent extent = tile_decode(buffers, tile, at, part, &piece);
 
-        extent.grad_scale = arg->step->grad_scale;
-        apply(job, tile, at, &extent);
-        tile_encode(&job->buffers, tile, at, part, key, &piece);
+        extent.grad_scale = work->step->grad_scale;
+        apply(work, tile, at, &extent);
+        tile_encode(buffers, tile, at, part, key, &piece);
     }
+}
+
+void tiles_update(struct tile_work *work)
+{
+    pool_run(work->pool, work->n_tiles, update_tile, work);
 }
 
 static shoal_status run_update(const struct op *op)
 {
     const struct update_arg *arg = op->arg;
-    struct update_job job = {.arg = arg};
+    struct tile_work work = {
+        .step = arg->step, .pool = arg->pool, .tiles = arg->tiles, .n_tiles = arg->n_tiles};
 
     if (arg->step->skip)
         return SHOAL_OK;
-    tile_buffers_init(&job.buffers, arg->plan, arg->setup, &arg->refs);
-    pool_run(arg->pool, arg->n_tiles, update_tile, &job);
+    tile_buffers_init(&work.buffers, arg->plan, arg->setup, &arg->refs);
+    tiles_update(&work);
+    return SHOAL_OK;
+}
+
+#ifdef SHOAL_WITH_CUDA
+static shoal_status run_update_on_cuda(const struct op *op)
+{
+    const struct update_arg *arg = op->arg;
+    cudaStream_t stream = device_cuda_stream(arg->refs.device, QUEUE_COMPUTE);
+    struct tile_buffers buffers;
+    struct update_work work;
+
+    if (arg->step->skip)
+        return SHOAL_OK;
+    tile_buffers_init(&buffers, arg->plan, arg->setup, &arg->refs);
+    for (size_t i = 0; i < arg->n_tiles; i += WORK_PARTS) {
+        const size_t left = arg->n_tiles - i;
+
+        update_work_fill(&buffers, arg->step, arg->tiles + i, left < WORK_PARTS ? left : WORK_PARTS,
+                         &work);
+        SHOAL_TRY(cuda_update(stream, &work));
+    }
+    return SHOAL_OK;
+}
+#endif
+
+/* Tiles, and who works on them. */
+static shoal_status cut_tiles(struct schedule *sched, struct update_arg *arg, int unit,
+                              struct shard origin, struct shard range, op_run_fn **run_out)
+{
+    size_t (*cut)(const struct optim_setup *, int, struct shard, struct shard, struct shard,
+                  struct tile *) = tiles_cut;
+    void *memory = NULL;
+
+    *run_out = run_update;
+#ifdef SHOAL_WITH_CUDA
+    if (arg->refs.device != NULL && strcmp(arg->refs.device->ops->name, "cuda") == 0) {
+        *run_out = run_update_on_cuda;
+        cut = tiles_cut_long;
+        if (update_uses_maps(arg->setup, unit))
+            SHOAL_TRY(cuda_update_maps());
+    }
+#endif
+    arg->n_tiles = cut(arg->setup, unit, origin, origin, range, NULL);
+    SHOAL_TRY(sched_alloc(sched, arg->n_tiles * sizeof(struct tile), &memory));
+    arg->tiles = memory;
+    cut(arg->setup, unit, origin, origin, range, arg->tiles);
     return SHOAL_OK;
 }
 
@@ -87,6 +141,10 @@ static shoal_status check_update(const struct plan *plan, const struct optim_set
                         "optimizer %s: it needs whole matrices, which updates of slices of a unit "
                         "cannot give",
                         setup->tensors[t].rule->name);
+    if (refs->device != NULL)
+        for (int t = u->first_tensor; t < u->first_tensor + u->n_tensors; t++)
+            SHOAL_TRY(optim_check_device(refs->device->ops->name, setup->tensors[t].rule,
+                                         &setup->groups[setup->tensors[t].group].hyper));
     if (range.begin < origin.begin || range.end < range.begin || range.end > origin.end ||
         range.begin % QUANTUM != 0)
         return fail(SHOAL_ERR_INTERNAL,
@@ -137,14 +195,10 @@ shoal_status optim_op_update(struct schedule *sched, struct pool *pool,
 {
     const struct plan *plan = sched_plan(sched);
     void *arg_memory = NULL;
-    void *tile_memory = NULL;
+    op_run_fn *run = NULL;
 
     SHOAL_TRY(check_update(plan, setup, unit, origin, range, refs));
-
-    const size_t n_tiles = tiles_cut(setup, unit, origin, origin, range, NULL);
     SHOAL_TRY(sched_alloc(sched, sizeof(struct update_arg), &arg_memory));
-    SHOAL_TRY(sched_alloc(sched, n_tiles * sizeof(struct tile), &tile_memory));
-    tiles_cut(setup, unit, origin, origin, range, tile_memory);
 
     struct update_arg *arg = arg_memory;
     *arg = (struct update_arg){
@@ -153,9 +207,8 @@ shoal_status optim_op_update(struct schedule *sched, struct pool *pool,
         .setup = setup,
         .step = step,
         .refs = *refs,
-        .tiles = tile_memory,
-        .n_tiles = n_tiles,
     };
+    SHOAL_TRY(cut_tiles(sched, arg, unit, origin, range, &run));
 
     struct op op = {
         .kind = OP_UPDATE,
@@ -163,7 +216,7 @@ shoal_status optim_op_update(struct schedule *sched, struct pool *pool,
         .unit = unit,
         .index = index,
         .bytes = update_bytes(setup, unit, range, refs),
-        .run = run_update,
+        .run = run,
         .arg = arg,
     };
     op_uses(&op, refs->grad, ACCESS_READ);

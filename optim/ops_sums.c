@@ -21,8 +21,8 @@ struct sums_arg {
 };
 
 struct sums_job {
-    const struct sums_arg *arg;
-    struct tile_buffers buffers;
+    const struct tile_work *work;
+    int pass;
     int64_t *limbs;
 };
 
@@ -37,45 +37,67 @@ static struct optim_stats_step stats_step(const struct optim_step *step,
 static void sum_tile(void *job_arg, size_t index, int thread)
 {
     const struct sums_job *job = job_arg;
-    const struct sums_arg *arg = job->arg;
-    const struct tile *tile = &arg->tiles[index];
-    const struct optim_tensor *tensor = &arg->setup->tensors[tile->tensor];
+    const struct tile_buffers *buffers = &job->work->buffers;
+    const struct tile *tile = &job->work->tiles[index];
+    const struct optim_tensor *tensor = &buffers->setup->tensors[tile->tensor];
     float *vectors[STATS_MAX_VECTORS];
     struct tile_piece piece;
 
-    if (tensor->stats == NULL || tensor->stats->n_limbs[arg->pass] == 0)
+    if (tensor->stats == NULL || tensor->stats->n_limbs[job->pass] == 0)
         return;
 
-    const struct optim_stats_step step = stats_step(arg->step, tensor);
-    tile_vectors(&job->buffers, tile->tensor, vectors);
+    const struct optim_stats_step step = stats_step(job->work->step, tensor);
+    tile_vectors(buffers, tile->tensor, vectors);
     for (size_t at = 0; at < (size_t)tile->n; at += OPTIM_PIECE) {
         const size_t left = (size_t)tile->n - at;
         struct optim_extent extent =
-            tile_decode(&job->buffers, tile, at, left < OPTIM_PIECE ? left : OPTIM_PIECE, &piece);
+            tile_decode(buffers, tile, at, left < OPTIM_PIECE ? left : OPTIM_PIECE, &piece);
 
-        extent.grad_scale = arg->step->grad_scale;
-        optim_stats_accumulate(tensor->stats, &step, arg->pass, &extent, tile->begin + (int64_t)at,
+        extent.grad_scale = job->work->step->grad_scale;
+        optim_stats_accumulate(tensor->stats, &step, job->pass, &extent, tile->begin + (int64_t)at,
                                (const float *const *)vectors,
-                               job->limbs + (size_t)thread * arg->setup->n_limbs +
+                               job->limbs + (size_t)thread * buffers->setup->n_limbs +
                                    tensor->limbs_at);
     }
+}
+
+void tiles_sum(const struct tile_work *work, int pass, size_t begin, size_t end, int64_t *limbs)
+{
+    struct sums_job job = {.work = work, .pass = pass, .limbs = limbs};
+    const size_t n_limbs = work->buffers.setup->n_limbs;
+    const int n_threads = work->pool == NULL ? 1 : pool_size(work->pool);
+
+    for (int thread = 0; thread < n_threads; thread++)
+        memset(limbs + (size_t)thread * n_limbs + begin, 0, (end - begin) * sizeof *limbs);
+    if (work->step->skip)
+        return;
+    pool_run(work->pool, work->n_tiles, sum_tile, &job);
+    for (int thread = 1; thread < n_threads; thread++)
+        for (size_t i = begin; i < end; i++)
+            limbs[i] += limbs[(size_t)thread * n_limbs + i];
+}
+
+void tiles_sum_finish(const struct tile_work *work, int tensor, int pass, int64_t *limbs)
+{
+    const struct optim_tensor *t = &work->buffers.setup->tensors[tensor];
+    float *vectors[STATS_MAX_VECTORS];
+
+    if (t->stats == NULL || t->stats->n_limbs[pass] == 0)
+        return;
+
+    const struct optim_stats_step step = stats_step(work->step, t);
+    tile_vectors(&work->buffers, tensor, vectors);
+    optim_stats_finish(t->stats, &step, pass, limbs + t->limbs_at, vectors);
 }
 
 static shoal_status run_sums(const struct op *op)
 {
     const struct sums_arg *arg = op->arg;
-    const size_t n_bytes = (arg->end - arg->begin) * sizeof(int64_t);
-    struct sums_job job = {.arg = arg, .limbs = plan_ref(arg->plan, arg->refs.limbs)};
+    struct tile_work work = {
+        .step = arg->step, .pool = arg->pool, .tiles = arg->tiles, .n_tiles = arg->n_tiles};
 
-    tile_buffers_init(&job.buffers, arg->plan, arg->setup, &arg->refs);
-    for (int thread = 0; thread < pool_size(arg->pool); thread++)
-        memset(job.limbs + (size_t)thread * arg->setup->n_limbs + arg->begin, 0, n_bytes);
-    if (arg->step->skip)
-        return SHOAL_OK;
-    pool_run(arg->pool, arg->n_tiles, sum_tile, &job);
-    for (int thread = 1; thread < pool_size(arg->pool); thread++)
-        for (size_t i = arg->begin; i < arg->end; i++)
-            job.limbs[i] += job.limbs[(size_t)thread * arg->setup->n_limbs + i];
+    tile_buffers_init(&work.buffers, arg->plan, arg->setup, &arg->refs);
+    tiles_sum(&work, arg->pass, arg->begin, arg->end, plan_ref(arg->plan, arg->refs.limbs));
     return SHOAL_OK;
 }
 
@@ -83,22 +105,13 @@ static shoal_status run_finish(const struct op *op)
 {
     const struct sums_arg *arg = op->arg;
     const struct unit *unit = &arg->setup->layout->units[arg->unit];
-    int64_t *limbs = plan_ref(arg->plan, arg->refs.limbs);
-    struct tile_buffers buffers;
+    struct tile_work work = {.step = arg->step};
 
     if (arg->step->skip)
         return SHOAL_OK;
-    tile_buffers_init(&buffers, arg->plan, arg->setup, &arg->refs);
-    for (int t = unit->first_tensor; t < unit->first_tensor + unit->n_tensors; t++) {
-        const struct optim_tensor *tensor = &arg->setup->tensors[t];
-        float *vectors[STATS_MAX_VECTORS];
-
-        if (tensor->stats == NULL || tensor->stats->n_limbs[arg->pass] == 0)
-            continue;
-        const struct optim_stats_step step = stats_step(arg->step, tensor);
-        tile_vectors(&buffers, t, vectors);
-        optim_stats_finish(tensor->stats, &step, arg->pass, limbs + tensor->limbs_at, vectors);
-    }
+    tile_buffers_init(&work.buffers, arg->plan, arg->setup, &arg->refs);
+    for (int t = unit->first_tensor; t < unit->first_tensor + unit->n_tensors; t++)
+        tiles_sum_finish(&work, t, arg->pass, plan_ref(arg->plan, arg->refs.limbs));
     return SHOAL_OK;
 }
 

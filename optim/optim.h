@@ -12,6 +12,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct device;
+
 /*
  * Optimizers: rules (the update) over extents of a shard.  Extent in, extent out,
  * one pass: the bits of an element depend on its own inputs alone, never on where
@@ -46,6 +48,12 @@
  *     lion           exp_avg                             steps of one size
  *     mars           exp_avg, exp_avg_sq, prev_grad      gamma
  *     sgd            momentum_buffer                     momentum, nesterov; decay as L2
+ *
+ * AdamW by the conventions of other software, to go on with its runs: the same mathematics but
+ * for adamw_bnb, which decays after the update, in another order and with scalars in fp32:
+ *
+ *     adamw_torch_fused  PyTorch's fused kernel      adamw_deepspeed  DeepSpeed's CPUAdam
+ *     adamw_apex         Apex, Transformer Engine    adamw_bnb        bitsandbytes, 32 bits
  *
  * and over sums, with vectors beside the states:
  *
@@ -107,6 +115,7 @@ struct optim_rule {
     optim_kernel_fn *kernel;              /* the fastest form for this CPU; the same bytes */
     const struct optim_stats_rule *stats; /* OPTIM_NEEDS_BLOCK_SUMS: instead of kernels; stats.h */
     bool decay_in_gradient;               /* weight decay joins the gradient (L2) */
+    bool compat;                          /* another software's convention: takes no options */
 };
 
 /* The rule called `name` ("adamw", "lion", ...), or SHOAL_ERR_CONFIG with the nearest match. */
@@ -259,7 +268,8 @@ void optim_step_begin(const struct optim_setup *setup, double lr, uint64_t seed,
  * padding between and after them is left alone.  range.begin is at a tile: see OPTIM_PIECE.
  *
  * One pass over memory: pieces of OPTIM_PIECE elements are decoded, updated and encoded in the
- * cache; states in fp32 are updated in place.  No copy of a tensor is made.
+ * cache; states in fp32 are updated in place.  No copy of a tensor is made.  On a cuda device the
+ * work is issued to its queue of computations, and gives the same bytes.
  */
 enum { OPTIM_PIECE = 1024 };
 
@@ -270,7 +280,16 @@ struct optim_refs {
     struct slot_ref kinds[OPTIM_MAX_KINDS]; /* SLOT_NONE where the unit has none */
     struct slot_ref vectors;                /* of the unit's tensors; SLOT_NONE: none */
     struct slot_ref limbs; /* int64 [threads][setup->n_limbs], shared by all units */
+    struct device *device; /* whose memory the slots are; NULL: the host's */
 };
+
+/*
+ * SHOAL_ERR_UNAVAILABLE if a device of this name cannot update by the rule with these options:
+ * "cuda" has no sums over tensors.
+ */
+shoal_status optim_check_device(const char *device, const struct optim_rule *rule,
+                                const struct optim_hyper *hyper);
+
 shoal_status optim_op_update(struct schedule *sched, struct pool *pool,
                              const struct optim_setup *setup, int unit, int index,
                              struct shard origin, struct shard range, const struct optim_refs *refs,

@@ -1,6 +1,9 @@
 #pragma once
 
+#include "optim/element_rules.h"
 #include "optim/optim.h"
+
+#include <math.h>
 
 /* A rule with the forms of its kernel, in the order of enum isa. */
 struct optim_rule_forms {
@@ -16,41 +19,9 @@ extern struct optim_rule_forms optim_adam, optim_adam_atan2, optim_adamw, optim_
 bool optim_group_matches(const struct optim_group *group, const struct tensor *tensor);
 /* Rules over statistics: without kernels of their own, see stats_internal.h. */
 extern struct optim_rule_forms optim_adafactor, optim_adam_mini, optim_came;
-
-/* Indices into optim_scalars.f.  From SCALAR_OWN on each rule has its own. */
-enum optim_scalar {
-    SCALAR_BETA1,
-    SCALAR_ONE_MINUS_BETA1,
-    SCALAR_BETA2,
-    SCALAR_ONE_MINUS_BETA2,
-    SCALAR_RSQRT_B2, /* 1 / sqrt(1 - beta2^t) */
-    SCALAR_EPS,
-    SCALAR_DECAY, /* factor of the weights, or weight_decay itself where it joins the gradient */
-    SCALAR_STEP_SIZE,
-    SCALAR_OWN,
-
-    ADAM_ATAN2_INV_B1 = SCALAR_OWN, /* 1 / (1 - beta1^t) */
-
-    ADEMAMIX_INV_B1 = SCALAR_OWN,
-    ADEMAMIX_BETA3,
-    ADEMAMIX_ONE_MINUS_BETA3,
-    ADEMAMIX_ALPHA,
-
-    ADOPT_CLIP = SCALAR_OWN,
-
-    MARS_CORRECTION = SCALAR_OWN, /* gamma * beta1 / (1 - beta1) */
-    MARS_CLIP,                    /* factor of the corrected gradient, 1 without tensor_clip */
-
-    SGD_MOMENTUM = SCALAR_OWN,
-    SGD_BUFFER_SHARE, /* of the momentum buffer and of the gradient in the update */
-    SGD_GRAD_SHARE,
-
-    FACTORED_LR = SCALAR_OWN, /* adafactor and came: SCALAR_BETA2 is beta2 of the step */
-    FACTORED_WEIGHT_DECAY,
-    FACTORED_THRESHOLD,
-    CAME_BETA3,
-    CAME_ONE_MINUS_BETA3 = SCALAR_RSQRT_B2, /* no bias correction there */
-};
+/* AdamW by the conventions of other software. */
+extern struct optim_rule_forms optim_adamw_apex, optim_adamw_bnb, optim_adamw_deepspeed,
+    optim_adamw_torch_fused;
 
 /*
  * The scalars of AdamW, each rounded once from double; the other rules replace what differs.
@@ -58,12 +29,36 @@ enum optim_scalar {
  */
 struct optim_scalars optim_adamw_scalars(const struct optim_hyper *hyper, int64_t step);
 
+/* compat.c: betas, 1 - betas and eps in fp32, each rounded before it is used; beta^step in fp32. */
+struct optim_scalars optim_compat_scalars(const struct optim_hyper *hyper);
+float optim_compat_power(double beta, int64_t step);
+
+/* The table of a rule that is AdamW by another convention. */
+#define OPTIM_COMPAT_RULE(forms, text, scalars_fn)                                                 \
+    struct optim_rule_forms forms = {                                                              \
+        .rule = {.name = text,                                                                     \
+                 .needs = OPTIM_NEEDS_ELEMENTS,                                                    \
+                 .n_states = 2,                                                                    \
+                 .state_names = {"exp_avg", "exp_avg_sq"},                                         \
+                 .state_unsigned = {false, true},                                                  \
+                 .scalars = scalars_fn,                                                            \
+                 .kernel_scalar = forms##_scalar,                                                  \
+                 .compat = true},                                                                  \
+        .kernels = {forms##_scalar, forms##_avx2, forms##_avx512},                                 \
+    }
+
 /* base^exponent by squaring: unlike pow(), the same bits with every libm and CPU. */
 double optim_power(double base, int64_t exponent);
 
 optim_kernel_fn optim_adam_scalar, optim_adam_avx2, optim_adam_avx512;
 optim_kernel_fn optim_adam_atan2_scalar, optim_adam_atan2_avx2, optim_adam_atan2_avx512;
 optim_kernel_fn optim_adamw_scalar, optim_adamw_avx2, optim_adamw_avx512;
+optim_kernel_fn optim_adamw_apex_scalar, optim_adamw_apex_avx2, optim_adamw_apex_avx512;
+optim_kernel_fn optim_adamw_bnb_scalar, optim_adamw_bnb_avx2, optim_adamw_bnb_avx512;
+optim_kernel_fn optim_adamw_deepspeed_scalar, optim_adamw_deepspeed_avx2,
+    optim_adamw_deepspeed_avx512;
+optim_kernel_fn optim_adamw_torch_fused_scalar, optim_adamw_torch_fused_avx2,
+    optim_adamw_torch_fused_avx512;
 optim_kernel_fn optim_ademamix_scalar, optim_ademamix_avx2, optim_ademamix_avx512;
 optim_kernel_fn optim_adopt_scalar, optim_adopt_avx2, optim_adopt_avx512;
 optim_kernel_fn optim_lion_scalar, optim_lion_avx2, optim_lion_avx512;

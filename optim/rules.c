@@ -6,8 +6,21 @@
 #include <string.h>
 
 static struct optim_rule_forms *const RULES[] = {
-    &optim_adamw, &optim_adam, &optim_adam_atan2, &optim_ademamix,  &optim_adopt, &optim_lion,
-    &optim_mars,  &optim_sgd,  &optim_adam_mini,  &optim_adafactor, &optim_came,
+    &optim_adamw,
+    &optim_adam,
+    &optim_adam_atan2,
+    &optim_ademamix,
+    &optim_adopt,
+    &optim_lion,
+    &optim_mars,
+    &optim_sgd,
+    &optim_adam_mini,
+    &optim_adafactor,
+    &optim_came,
+    &optim_adamw_apex,
+    &optim_adamw_bnb,
+    &optim_adamw_deepspeed,
+    &optim_adamw_torch_fused,
 };
 
 enum { N_RULES = sizeof RULES / sizeof RULES[0], NAME_BYTES = 32 };

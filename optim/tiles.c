@@ -1,6 +1,6 @@
 #include "optim/tiles.h"
 
-enum { TILE_ELEMENTS = 64 * 1024 };
+enum { TILE_ELEMENTS = 64 * 1024, LONG_TILE_ELEMENTS = 1 << 30 };
 
 /* Where the states of a tensor's element `begin` lie in the buffers of the slice `origin`. */
 static void place_states(const struct optim_setup *setup, struct shard origin, struct tile *tile)
@@ -19,8 +19,8 @@ static void place_states(const struct optim_setup *setup, struct shard origin, s
     }
 }
 
-size_t tiles_cut(const struct optim_setup *setup, int unit, struct shard grad_origin,
-                 struct shard origin, struct shard range, struct tile *tiles)
+static size_t cut(const struct optim_setup *setup, int unit, struct shard grad_origin,
+                  struct shard origin, struct shard range, int64_t length, struct tile *tiles)
 {
     const struct unit *u = &setup->layout->units[unit];
     size_t count = 0;
@@ -29,14 +29,14 @@ size_t tiles_cut(const struct optim_setup *setup, int unit, struct shard grad_or
         const struct tensor *tensor = &setup->layout->tensors[t];
         const struct shard part = layout_tensor_part(tensor, range);
 
-        for (int64_t begin = part.begin; begin < part.end; begin += TILE_ELEMENTS, count++) {
+        for (int64_t begin = part.begin; begin < part.end; begin += length, count++) {
             const int64_t rest = part.end - begin;
 
             if (tiles == NULL)
                 continue;
             tiles[count] = (struct tile){
                 .tensor = t,
-                .n = (int32_t)(rest < TILE_ELEMENTS ? rest : TILE_ELEMENTS),
+                .n = (int32_t)(rest < length ? rest : length),
                 .begin = begin,
                 .at = tensor->offset + begin - origin.begin,
                 .grad_at = tensor->offset + begin - grad_origin.begin,
@@ -45,6 +45,18 @@ size_t tiles_cut(const struct optim_setup *setup, int unit, struct shard grad_or
         }
     }
     return count;
+}
+
+size_t tiles_cut(const struct optim_setup *setup, int unit, struct shard grad_origin,
+                 struct shard origin, struct shard range, struct tile *tiles)
+{
+    return cut(setup, unit, grad_origin, origin, range, TILE_ELEMENTS, tiles);
+}
+
+size_t tiles_cut_long(const struct optim_setup *setup, int unit, struct shard grad_origin,
+                      struct shard origin, struct shard range, struct tile *tiles)
+{
+    return cut(setup, unit, grad_origin, origin, range, LONG_TILE_ELEMENTS, tiles);
 }
 
 void tile_buffers_init(struct tile_buffers *buffers, const struct plan *plan,
@@ -61,10 +73,12 @@ void tile_buffers_init(struct tile_buffers *buffers, const struct plan *plan,
         buffers->kinds[kind] = plan_ref(plan, refs->kinds[kind]);
 }
 
-bool tile_in_place(const struct optim_setup *setup, const struct tile *tile)
+bool tile_in_place(const struct tile_buffers *buffers, const struct tile *tile)
 {
+    const struct optim_setup *setup = buffers->setup;
     const struct optim_tensor *tensor = &setup->tensors[tile->tensor];
-    bool in_place = setup->master->bits == 32 && tensor->stats == NULL;
+    bool in_place =
+        setup->master->bits == 32 && tensor->stats == NULL && buffers->grad_bf16 == NULL;
 
     for (int k = 0; k < tensor->rule->n_states; k++)
         in_place = in_place && tensor->codecs[k]->bits == 32;
@@ -105,9 +119,14 @@ struct optim_extent tile_decode(const struct tile_buffers *buffers, const struct
     const struct optim_rule *rule = tensor->rule;
     const struct master_codec *master = buffers->setup->master;
     bf16_t *param = buffers->param == NULL ? NULL : buffers->param + (size_t)tile->at + at;
-    struct optim_extent extent = {
-        .n = n, .grad = buffers->grad + (size_t)tile->grad_at + at, .decay = tensor->decay};
+    struct optim_extent extent = {.n = n, .grad = piece->grad, .decay = tensor->decay};
 
+    if (buffers->grad_bf16 == NULL) {
+        extent.grad = buffers->grad + (size_t)tile->grad_at + at;
+    } else {
+        for (size_t i = 0; i < n; i++)
+            piece->grad[i] = bf16_to_f32(buffers->grad_bf16[(size_t)tile->grad_at + at + i]);
+    }
     for (int k = 0; k < rule->n_states; k++) {
         const struct optim_codec *codec = tensor->codecs[k];
 
@@ -149,8 +168,10 @@ void tile_vectors(const struct tile_buffers *buffers, int tensor,
                   float *vectors_out[STATS_MAX_VECTORS])
 {
     for (int v = 0; v < STATS_MAX_VECTORS; v++)
-        vectors_out[v] =
-            (float *)(void *)(buffers->vectors + optim_vector_offset(buffers->setup, tensor, v));
+        vectors_out[v] = buffers->own_vectors != NULL
+                             ? buffers->own_vectors[v]
+                             : (float *)(void *)(buffers->vectors +
+                                                 optim_vector_offset(buffers->setup, tensor, v));
 }
 
 /* The slot of a buffer must exist and hold so many bytes from its offset on. */

@@ -21,16 +21,29 @@ struct tile {
 struct tile_buffers {
     const struct optim_setup *setup;
     const float *grad;
-    char *master; /* of master->bits / 8 bytes per element */
+    const bf16_t *grad_bf16; /* instead of grad; NULL: none */
+    char *master;            /* of master->bits / 8 bytes per element */
     bf16_t *param;
     char *kinds[OPTIM_MAX_KINDS];
     char *vectors;
+    float *const *own_vectors; /* of the only tensor, each on its own, instead of vectors; NULL */
 };
 
 /* fp32 copies of what rests in another form. */
 struct tile_piece {
     _Alignas(64) float states[OPTIM_MAX_STATES][OPTIM_PIECE];
     _Alignas(64) float master[OPTIM_PIECE];
+    _Alignas(64) float grad[OPTIM_PIECE];
+};
+
+/* What UPDATE and its sums go through. */
+struct tile_work {
+    const struct optim_step *step;
+    struct pool *pool;
+    const struct tile *tiles;
+    size_t n_tiles;
+    struct tile_buffers buffers;
+    uint64_t first_tensor; /* what stochastic rounding adds to the index of a tensor */
 };
 
 /*
@@ -40,12 +53,16 @@ struct tile_piece {
 size_t tiles_cut(const struct optim_setup *setup, int unit, struct shard grad_origin,
                  struct shard origin, struct shard range, struct tile *tiles);
 
+/* The same for a device: a tile is what of a tensor lies in the range, up to 2^30 elements. */
+size_t tiles_cut_long(const struct optim_setup *setup, int unit, struct shard grad_origin,
+                      struct shard origin, struct shard range, struct tile *tiles);
+
 /* refs as addresses; only after the plan is bound. */
 void tile_buffers_init(struct tile_buffers *buffers, const struct plan *plan,
                        const struct optim_setup *setup, const struct optim_refs *refs);
 
 /* Nothing of the tensor needs a copy in fp32: a piece may be as long as a tile. */
-bool tile_in_place(const struct optim_setup *setup, const struct tile *tile);
+bool tile_in_place(const struct tile_buffers *buffers, const struct tile *tile);
 
 /* Elements [at, at + n) of a tile as a rule sees them, decoded into `piece` where needed. */
 struct optim_extent tile_decode(const struct tile_buffers *buffers, const struct tile *tile,
@@ -58,6 +75,17 @@ void tile_encode(const struct tile_buffers *buffers, const struct tile *tile, si
 /* The vectors of a tensor. */
 void tile_vectors(const struct tile_buffers *buffers, int tensor,
                   float *vectors_out[STATS_MAX_VECTORS]);
+
+/* Update all tiles; the step is not one to skip. */
+void tiles_update(struct tile_work *work);
+
+/*
+ * Limbs [begin, end) of one pass over all tiles, those of all threads added up into the first
+ * n_limbs of `limbs`, int64 [threads][n_limbs]; a step to skip leaves zeros.  FINISH makes vectors
+ * of them, where the tensor has any.
+ */
+void tiles_sum(const struct tile_work *work, int pass, size_t begin, size_t end, int64_t *limbs);
+void tiles_sum_finish(const struct tile_work *work, int tensor, int pass, int64_t *limbs);
 
 /* The slot of a buffer must exist and hold so many bytes from its offset on. */
 shoal_status tile_check_ref(const struct plan *plan, struct slot_ref ref, const char *kind,

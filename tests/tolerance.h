@@ -30,6 +30,18 @@
 #define TOL_ADAMW_P(steps, p, lr) ((steps)*TOL_F32_ROUND * (3 * (p) + 260 * (lr)))
 
 /*
+ * AdamW by other conventions, with scalars in fp32.
+ * By hand: three steps of weights below 1 and moves below 1/4, each of at most 4 roundings of the
+ * weight and 8 of the move with its scalars: 3 * (4 + 8 / 4) half ulps.
+ * P, against "adamw" with beta1 = 0.9, beta2 = 0.95: two such errors, and 1 - beta in fp32 is off by
+ * 2^-25 / (1 - beta), 5 half ulps of m and 10 of v (5 of its root), times |g|max / denom of 4; the
+ * scalars' other roundings are 6.
+ */
+#define TOL_COMPAT_BY_HAND (18 * TOL_F32_ROUND)
+#define TOL_COMPAT_P(steps, p, lr)                                                                 \
+    (2 * TOL_ADAMW_P(steps, p, lr) + (steps)*TOL_F32_ROUND * 64 * (lr))
+
+/*
  * atan2 of adam_atan2 in fp32, relative, in half ulps of 2^-24: its arguments' root 1; sum and
  * difference 2, quotient 1, polynomial 1 (its error is below 2e-8, its last terms small beside t),
  * sum with pi/4 and difference from pi/2 2 with 1 of their constants.  8 in all.

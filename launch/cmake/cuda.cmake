@@ -1,4 +1,4 @@
-# SHOAL_CUDA: AUTO builds the CUDA parts when nvcc >= 12.4, cuBLASLt, cuDNN 9 and NCCL are found, ON
+# SHOAL_CUDA: AUTO builds the CUDA parts when nvcc, cuBLASLt, cuDNN and NCCL are found, ON
 # demands them, OFF does without.  Sets SHOAL_WITH_CUDA and the target shoal_cuda.
 
 set(SHOAL_CUDA AUTO CACHE STRING "Build the CUDA parts: AUTO, ON or OFF")
@@ -10,6 +10,7 @@ endif()
 set(SHOAL_WITH_CUDA OFF)
 set(shoal_cuda_text "off")
 set(shoal_cuda_oldest 12.4)
+set(shoal_cudnn_oldest 9.10.2)
 
 # cuDNN and NCCL may come with Python: nvidia/cudnn/{include,lib}, nvidia/nccl/..., whose libraries
 # have no development links.  Such folders, of the python3 on the PATH, go behind all others.
@@ -68,9 +69,12 @@ macro(shoal_find_cuda)
     if(NOT SHOAL_CUDA_INCLUDE OR NOT SHOAL_CUDNN_INCLUDE OR NOT SHOAL_NCCL_INCLUDE)
         list(APPEND shoal_cuda_missing "headers (cuda_runtime_api.h, cudnn_backend.h, nccl.h)")
     elseif(EXISTS ${SHOAL_CUDNN_INCLUDE}/cudnn_version.h)
-        file(STRINGS ${SHOAL_CUDNN_INCLUDE}/cudnn_version.h text REGEX "define CUDNN_MAJOR ")
-        if(NOT text MATCHES "CUDNN_MAJOR +([0-9]+)" OR CMAKE_MATCH_1 LESS 9)
-            list(APPEND shoal_cuda_missing "cuDNN 9")
+        file(STRINGS ${SHOAL_CUDNN_INCLUDE}/cudnn_version.h text
+             REGEX "define CUDNN_(MAJOR|MINOR|PATCHLEVEL) ")
+        string(REGEX REPLACE "[^0-9;]" "" text "${text}")
+        string(REPLACE ";" "." text "${text}")
+        if(text VERSION_LESS shoal_cudnn_oldest)
+            list(APPEND shoal_cuda_missing "cuDNN ${shoal_cudnn_oldest} or newer (found ${text})")
         endif()
     endif()
     mark_as_advanced(SHOAL_NVCC SHOAL_CUDA_INCLUDE SHOAL_CUDNN_INCLUDE SHOAL_NCCL_INCLUDE)

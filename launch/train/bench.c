@@ -1,7 +1,7 @@
 #include "launch/train/train_internal.h"
 
-#include "runtime/base/arena.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/copy_rate.h"
 #include "runtime/base/host.h"
 #include "runtime/base/log.h"
 #include "runtime/base/rng.h"
@@ -13,17 +13,19 @@
 #include <unistd.h>
 
 /*
- * `shoal bench step`.  Floors of the same run: FLOPs against oneDNN's matmuls alone (its own
- * threading, same shapes), bytes against memcpy with all threads.
+ * `shoal bench step`.  Floors of the same run: FLOPs against the library's matmuls alone (oneDNN
+ * with its own threading or cuBLASLt, same shapes), bytes against memcpy with all threads or the
+ * device's copies.
  */
 
-enum { WARM_STEPS = 2, BENCH_MAX_STEPS = 1000 };
+enum { WARM_STEPS = 2, BENCH_MAX_STEPS = 1000, MOST_IDS = 65536 };
 
-/* Random tokens as a nanoGPT file that disappears with its mapping. */
+/* Random tokens as a nanoGPT file, of 16 bits each, that disappears with its mapping. */
 static shoal_status random_tokens(const struct trainer *trainer, char *path, size_t n_bytes)
 {
     size_t n = (size_t)(trainer->policy.T + 1) * (size_t)trainer->policy.global * 8;
-    uint32_t block[4];
+    uint32_t block[4], vocab = (uint32_t)trainer->model_config.vocab;
+    uint32_t below = vocab < MOST_IDS ? vocab : MOST_IDS;
 
     snprintf(path, n_bytes, "/tmp/shoal-bench-XXXXXX.bin");
     int fd = mkstemps(path, 4);
@@ -36,7 +38,7 @@ static shoal_status random_tokens(const struct trainer *trainer, char *path, siz
     }
     for (size_t i = 0; i < n; i++) {
         rng_block(1, RNG_STREAM_DATA, 0, i, block);
-        uint16_t token = (uint16_t)(block[0] % (uint32_t)trainer->model_config.vocab);
+        uint16_t token = (uint16_t)(block[0] % below);
         fwrite(&token, sizeof token, 1, out);
     }
     return fclose(out) == 0 ? SHOAL_OK : fail(SHOAL_ERR_IO, "%s: %s", path, strerror(errno));
@@ -54,9 +56,6 @@ static shoal_status open_random_data(struct trainer *trainer)
                                  .seq_len = trainer->policy.T,
                                  .vocab = trainer->model_config.vocab};
 
-    if (trainer->model_config.vocab > 65536)
-        return fail(SHOAL_ERR_CONFIG, "bench step: model.vocab %d is above 65536",
-                    trainer->model_config.vocab);
     shoal_status status = random_tokens(trainer, path, sizeof path);
     if (status == SHOAL_OK)
         status = data_open(&params, &trainer->data);
@@ -66,46 +65,37 @@ static shoal_status open_random_data(struct trainer *trainer)
 
 /* ---- floors ---- */
 
-struct memcpy_arg {
-    char *dst, *src;
-};
+enum { COPY_BYTES = 256 << 20, COPY_REPEATS = 8, DEVICE_COPIES = 32 };
 
-enum { COPY_TILE = 1 << 20, COPY_TILES = 256 };
-
-static void copy_tile(void *arg, size_t tile, int thread)
+/* Bytes per second, read and written, of copies within a device. */
+static shoal_status device_copy_rate(struct device *device, double *rate_out)
 {
-    const struct memcpy_arg *copy = arg;
-
-    (void)thread;
-    memcpy(copy->dst + tile * COPY_TILE, copy->src + tile * COPY_TILE, COPY_TILE);
-}
-
-/* Bytes per second, read and written, of a copy too large for the caches. */
-static shoal_status memcpy_rate(struct pool *pool, double *rate_out)
-{
-    size_t n = (size_t)COPY_TILE * COPY_TILES;
+    const size_t n = COPY_BYTES;
     void *memory = NULL;
     double best = 1e30;
+    shoal_status status = SHOAL_OK;
 
-    SHOAL_TRY(pages_alloc("bench", 2 * n, &memory));
-    memset(memory, 1, 2 * n);
-    struct memcpy_arg copy = {.dst = memory, .src = (char *)memory + n};
-    for (int i = 0; i < 8; i++) {
+    SHOAL_TRY(device->ops->alloc(device, "bench", 2 * n, &memory));
+    for (int i = 0; i < 4 && status == SHOAL_OK; i++) {
         double start = clock_seconds();
-        pool_run(pool, COPY_TILES, copy_tile, &copy);
-        double seconds = clock_seconds() - start;
+        for (int copies = 0; copies < DEVICE_COPIES && status == SHOAL_OK; copies++)
+            status = device->ops->copy_async(device, QUEUE_COMPUTE, memory, (char *)memory + n, n);
+        if (status == SHOAL_OK)
+            status = device->ops->queue_sync(device, QUEUE_COMPUTE);
+        double seconds = (clock_seconds() - start) / DEVICE_COPIES;
         best = seconds < best ? seconds : best;
     }
-    pages_free(memory, 2 * n);
-    *rate_out = 2 * (double)n / best;
-    return SHOAL_OK;
+    device->ops->free(device, memory, 2 * n);
+    if (status == SHOAL_OK)
+        *rate_out = 2 * (double)n / best;
+    return status;
 }
 
 struct matmul_floor {
     double seconds, flops; /* of one step */
 };
 
-/* The matmuls of a step by oneDNN alone: blocks' four products and the head, three passes each. */
+/* The matmuls of a step by the library alone: blocks' four products and the head, three passes each. */
 static shoal_status matmul_floor(const struct trainer *trainer, struct matmul_floor *floor_out)
 {
     const struct model_config *c = &trainer->model_config;
@@ -174,35 +164,111 @@ static void print_line(FILE *out, const char *name, double seconds, double whole
     fprintf(out, "\n");
 }
 
-static void print_classes(const struct trainer *trainer, FILE *out, double step, double flop_rate,
-                          double byte_rate)
+/* What the last step's ops take at least, and what the optimizer's bytes do. */
+struct floors {
+    double flop_rate, byte_rate, update;
+    double classes[OP_CLASS_COUNT];
+    bool by_flops[OP_CLASS_COUNT];
+};
+
+static struct floors step_floors(const struct trainer *trainer, double flop_rate, double byte_rate)
+{
+    struct floors floors = {.flop_rate = flop_rate, .byte_rate = byte_rate};
+
+    for (int class = 0; class < OP_CLASS_COUNT; class ++) {
+        const struct op_profile *p = ops_profile(trainer->ops, (enum op_class) class);
+        double by_flops = (double)p->flops / flop_rate, by_bytes = (double)p->bytes / byte_rate;
+        floors.by_flops[class] = by_flops > by_bytes;
+        floors.classes[class] = by_flops > by_bytes ? by_flops : by_bytes;
+    }
+    for (int i = 0; i < sched_count(trainer->step); i++)
+        if (sched_op(trainer->step, i)->kind == OP_UPDATE)
+            floors.update += (double)sched_op(trainer->step, i)->bytes / byte_rate;
+    return floors;
+}
+
+static void print_classes(const struct trainer *trainer, FILE *out, double step,
+                          const struct floors *floors)
 {
     double in_ops = 0, update = exec_kind_seconds(trainer->step, OP_UPDATE);
     double comm = exec_lane_seconds(trainer->step, LANE_COMM), norm = 0;
 
     for (int class = 0; class < OP_CLASS_COUNT; class ++) {
         const struct op_profile *p = ops_profile(trainer->ops, (enum op_class) class);
-        double by_flops = (double)p->flops / flop_rate, by_bytes = (double)p->bytes / byte_rate;
-        bool compute = by_flops > by_bytes;
         print_line(out, op_class_name((enum op_class) class), p->seconds, step,
-                   compute ? by_flops : by_bytes, compute ? "flops" : "bytes");
+                   floors->classes[class], floors->by_flops[class] ? "flops" : "bytes");
         in_ops += p->seconds;
     }
-    double bytes = 0;
-    for (int i = 0; i < sched_count(trainer->step); i++)
-        if (sched_op(trainer->step, i)->kind == OP_UPDATE)
-            bytes += (double)sched_op(trainer->step, i)->bytes;
-    print_line(out, "optimizer", update, step, bytes / byte_rate, "bytes");
+    print_line(out, "optimizer", update, step, floors->update, "bytes");
     norm = exec_kind_seconds(trainer->step, OP_NORM);
     print_line(out, "norm and communication", comm + norm, step, 0, "");
     print_line(out, "everything else", step - in_ops - update - comm - norm, step, 0, "");
+}
+
+/* On a device with queues only whole operations have times; their classes have floors. */
+static void print_kinds(const struct trainer *trainer, FILE *out, double step,
+                        const struct floors *floors)
+{
+    static const struct {
+        enum op_kind kind;
+        const char *name;
+    } rows[] = {{OP_DATA, "data"},
+                {OP_ACCUMULATE, "accumulate"},
+                {OP_NORM, "norm of gradients"},
+                {OP_PUBLISH, "publish"}};
+    const struct schedule *sched = trainer->step;
+    double passes = exec_kind_seconds(sched, OP_FORWARD) + exec_kind_seconds(sched, OP_BACKWARD);
+    double sum = 0;
+
+    for (int class = 0; class < OP_CLASS_COUNT; class ++) {
+        if (floors->classes[class] <= 0)
+            continue;
+        fprintf(out, "  %-22s %12s %7s   floor %9.2f ms (%s)\n",
+                op_class_name((enum op_class) class), "", "", 1e3 * floors->classes[class],
+                floors->by_flops[class] ? "flops" : "bytes");
+        sum += floors->classes[class];
+    }
+    print_line(out, "forward and backward", passes, step, sum, "of these");
+    print_line(out, "optimizer", exec_kind_seconds(sched, OP_UPDATE), step, floors->update,
+               "bytes");
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        print_line(out, rows[i].name, exec_kind_seconds(sched, rows[i].kind), step, 0, "");
+    print_line(out, "communication", exec_lane_seconds(sched, LANE_COMM), step, 0, "");
+    print_line(out, "  that nothing hides", exec_exposed_seconds(sched), step, 0, "");
+}
+
+static void print_step(const struct trainer *trainer, FILE *out, const double *seconds, int n)
+{
+    double tokens = (double)trainer->policy.global * (double)trainer->policy.T;
+    double median = seconds[n / 2];
+
+    fprintf(out,
+            "%s  %d rank(s) x %d thread(s)  zero %d  %s  %lld x %lld tokens, %d microbatch(es)\n",
+            ops_describe(trainer->ops), trainer->policy.n_ranks, pool_size(trainer->pool),
+            trainer->policy.stage, trainer->policy.compute == DTYPE_BF16 ? "bf16" : "fp32",
+            (long long)trainer->policy.B, (long long)trainer->policy.T, trainer->policy.A);
+    fprintf(out,
+            "step: median %.1f ms, best %.1f, worst %.1f of %d  (%.0f tokens/s, %.1f GFLOP/s)\n",
+            1e3 * median, 1e3 * seconds[0], 1e3 * seconds[n - 1], n, tokens / median,
+            1e-9 * tokens / median * model_flops_per_token(trainer->model, trainer->policy.T));
+    fflush(out);
+}
+
+/* The device's bytes that are in use now, those of other processes too. */
+static shoal_status print_device_memory(const struct trainer *trainer, FILE *out)
+{
+    size_t left = 0, total = 0;
+
+    SHOAL_TRY(trainer->device->ops->memory(trainer->device, &left, &total));
+    fprintf(out, "device memory in use: %.2f of %.2f GiB\n", (double)(total - left) / 0x1p30,
+            (double)total / 0x1p30);
+    return SHOAL_OK;
 }
 
 static shoal_status measure(struct trainer *trainer, const struct bench_params *params)
 {
     double seconds[BENCH_MAX_STEPS], rate = 0;
     struct matmul_floor floor;
-    double tokens = (double)trainer->policy.global * (double)trainer->policy.T;
     FILE *out = params->out;
 
     for (int i = 0; i < WARM_STEPS + params->steps; i++) {
@@ -213,34 +279,29 @@ static shoal_status measure(struct trainer *trainer, const struct bench_params *
             seconds[i - WARM_STEPS] = clock_seconds() - start;
     }
     double last = seconds[params->steps - 1];
+    bool queues = device_has_queues(trainer->device), first = comm_rank(trainer->comm) == 0;
     qsort(seconds, (size_t)params->steps, sizeof seconds[0], by_value);
-    double median = seconds[params->steps / 2];
+    if (first)
+        print_step(trainer, out, seconds, params->steps);
+    if (first && queues)
+        SHOAL_TRY(print_device_memory(trainer, out));
     SHOAL_TRY(comm_barrier(trainer->comm));
     SHOAL_TRY(matmul_floor(trainer, &floor));
     SHOAL_TRY(comm_barrier(trainer->comm));
-    SHOAL_TRY(memcpy_rate(trainer->pool, &rate));
-    if (comm_rank(trainer->comm) != 0)
+    SHOAL_TRY(queues ? device_copy_rate(trainer->device, &rate)
+                     : copy_rate(trainer->pool, COPY_BYTES, COPY_REPEATS, &rate));
+    if (!first)
         return SHOAL_OK;
 
     fprintf(out,
-            "%s  %d rank(s) x %d thread(s)  zero %d  %s  %lld x %lld tokens, %d microbatch(es)\n",
-            ops_describe(trainer->ops), trainer->policy.n_ranks, pool_size(trainer->pool),
-            trainer->policy.stage, trainer->policy.compute == DTYPE_BF16 ? "bf16" : "fp32",
-            (long long)trainer->policy.B, (long long)trainer->policy.T, trainer->policy.A);
-    fprintf(out,
-            "step: median %.1f ms, best %.1f, worst %.1f of %d  (%.0f tokens/s, %.1f GFLOP/s)\n",
-            1e3 * median, 1e3 * seconds[0], 1e3 * seconds[params->steps - 1], params->steps,
-            tokens / median,
-            1e-9 * tokens / median * model_flops_per_token(trainer->model, trainer->policy.T));
-    fprintf(out,
-            "oneDNN's matmuls alone, same shapes: %.1f ms (%.0f GFLOP/s)  ->  the step runs at "
+            "%s's matmuls alone, same shapes: %.1f ms (%.0f GFLOP/s)  ->  the step runs at "
             "%.0f %% of their speed\n",
-            1e3 * floor.seconds, 1e-9 * floor.flops / floor.seconds, 100 * floor.seconds / median);
-    fprintf(
-        out,
-        "memcpy with all threads: %.1f GB/s read and written\nthe last step, by class of work:\n",
-        1e-9 * rate);
-    print_classes(trainer, out, last, floor.flops / floor.seconds, rate);
+            queues ? "cuBLASLt" : "oneDNN", 1e3 * floor.seconds, 1e-9 * floor.flops / floor.seconds,
+            100 * floor.seconds / seconds[params->steps / 2]);
+    fprintf(out, "%s: %.1f GB/s read and written\nthe last step, by class of work:\n",
+            queues ? "copies on the device" : "memcpy with all threads", 1e-9 * rate);
+    const struct floors floors = step_floors(trainer, floor.flops / floor.seconds, rate);
+    (queues ? print_kinds : print_classes)(trainer, out, last, &floors);
     return SHOAL_OK;
 }
 

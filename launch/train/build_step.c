@@ -301,14 +301,16 @@ static shoal_status norm(struct step_builder *s)
 }
 
 /* What an UPDATE of a unit works on; the gradient is the shard's. */
-static struct optim_refs unit_refs(const struct build *build, int unit)
+static struct optim_refs unit_refs(const struct step_builder *s, int unit)
 {
+    const struct build *build = s->build;
     const struct policy *policy = &build->policy;
     struct optim_refs refs = {.grad = build->streams[unit].result,
                               .master = build->master[unit],
                               .param = SLOT_NONE,
                               .vectors = build->vectors[unit],
-                              .limbs = build->limbs};
+                              .limbs = build->limbs,
+                              .device = s->env->device};
 
     if (policy->compute == DTYPE_BF16)
         refs.param = build_own_param(build, unit);
@@ -325,7 +327,7 @@ static shoal_status statistics(struct step_builder *s)
 
     for (int pass = 0; pass < build->setup->n_passes; pass++) {
         for (int unit = 0; unit < build->n_units; unit++) {
-            struct optim_refs refs = unit_refs(build, unit);
+            struct optim_refs refs = unit_refs(s, unit);
             struct shard stored = build_stored(build, unit);
             SHOAL_TRY(optim_op_sums(s->sched, s->env->pool, build->setup, unit, pass, stored,
                                     build_owned(build, unit), stored, &refs, step));
@@ -334,7 +336,7 @@ static shoal_status statistics(struct step_builder *s)
             SHOAL_TRY(comm_op_all_reduce_i64(s->sched, s->env->comm, -1, build->limbs,
                                              build->setup->n_limbs));
         for (int unit = 0; unit < build->n_units; unit++) {
-            struct optim_refs refs = unit_refs(build, unit);
+            struct optim_refs refs = unit_refs(s, unit);
             SHOAL_TRY(optim_op_sums_finish(s->sched, build->setup, unit, pass, &refs, step));
         }
     }
@@ -347,7 +349,7 @@ static shoal_status update(struct step_builder *s, int unit)
     const struct policy *policy = &build->policy;
     struct shard owned = build_owned(build, unit);
     size_t shard = build_shard_elements(build, unit);
-    struct optim_refs refs = unit_refs(build, unit);
+    struct optim_refs refs = unit_refs(s, unit);
 
     if (!policy->shards_states && policy->n_ranks > 1) {
         SHOAL_TRY(comm_op_gather(s->sched, s->env->comm, OP_GATHER, unit, -1,

@@ -14,30 +14,27 @@ static bool is_cuda(const struct trainer *trainer)
     return strcmp(trainer->device->ops->name, "cuda") == 0;
 }
 
-/* Whether weights can be updated on a cuda device: the optimizers' kernels are the host's. */
-static const bool updates_on_cuda = false;
-
 bool train_device_is_cuda(const struct config *config)
 {
     if (strcmp(config->run.device, "auto") != 0)
         return strcmp(config->run.device, "cuda") == 0;
-    return updates_on_cuda && strcmp(device_auto_name(), "cuda") == 0;
+    return strcmp(device_auto_name(), "cuda") == 0 &&
+           setup_check_optimizer(config, "cuda") == SHOAL_OK;
 }
 
 static shoal_status check_update(struct trainer *trainer)
 {
-    if (!is_cuda(trainer) || updates_on_cuda)
+    if (!is_cuda(trainer))
         return SHOAL_OK;
-    if (strcmp(trainer->config->run.device, "auto") == 0) {
-        device_close(trainer->device);
-        trainer->device = NULL;
-        log_line("device", "optimizer %s has no CUDA kernels: running on the CPU",
-                 trainer->config->optimizer.name);
-        return device_open("cpu", 0, &trainer->device);
-    }
-    fail(SHOAL_ERR_UNAVAILABLE, "device cuda: optimizer %s has no CUDA kernels",
-         trainer->config->optimizer.name);
-    return fail_hint(SHOAL_ERR_UNAVAILABLE, "set run.device=cpu");
+
+    const shoal_status status = setup_check_optimizer(trainer->config, "cuda");
+    if (status != SHOAL_ERR_UNAVAILABLE || strcmp(trainer->config->run.device, "auto") != 0)
+        return status;
+    device_close(trainer->device);
+    trainer->device = NULL;
+    log_line("device", "optimizer %s has no CUDA kernels: running on the CPU",
+             trainer->config->optimizer.name);
+    return device_open("cpu", 0, &trainer->device);
 }
 
 shoal_status train_device_open(struct trainer *trainer)

@@ -78,14 +78,18 @@ static size_t process_bytes(const struct trainer *trainer)
 static shoal_status check_device_fits(struct trainer *trainer)
 {
     size_t have = 0, total = 0, need = run_device_bytes(trainer);
+    /* Through the host go ranks of one device, in the worst case all of this machine's. */
+    bool shared = trainer->policy.transport == COMM_STAGED;
+    size_t sharing = shared ? (size_t)comm_node_ranks(trainer->comm) : 1;
 
     SHOAL_TRY(trainer->device->ops->memory(trainer->device, &have, &total));
     trainer->device_base = have;
+    need *= sharing;
     if (need <= have)
         return SHOAL_OK;
     fail(SHOAL_ERR_NOMEM,
-         "memory: the plan needs %.2f GiB of the device, %.2f of %.2f GiB are free",
-         (double)need / (1 << 30), (double)have / (1 << 30), (double)total / (1 << 30));
+         "memory: the plan needs %.2f GiB of the device for %zu rank(s), %.2f of %.2f GiB are free",
+         (double)need / (1 << 30), sharing, (double)have / (1 << 30), (double)total / (1 << 30));
     return fail_hint(SHOAL_ERR_NOMEM,
                      "try parallel.recompute=true, parallel.zero=3 or a smaller batch.micro");
 }
@@ -181,12 +185,18 @@ shoal_status train_memory_take(struct trainer *trainer)
     return comm_barrier(trainer->comm);
 }
 
+void train_memory_sample(struct trainer *trainer)
+{
+    uint64_t now = host_anonymous_resident_bytes();
+
+    trainer->peak_bytes = now > trainer->peak_bytes ? now : trainer->peak_bytes;
+}
+
 void train_memory_note_base(struct trainer *trainer)
 {
-    trainer->base_bytes = host_resident_bytes() - host_shared_resident_bytes() -
-                          host_file_resident_bytes() - process_bytes(trainer) +
-                          trainer->library_bytes + comm_staging_bytes(trainer->comm) +
-                          LATE_HEAP_BYTES;
+    trainer->peak_bytes = host_anonymous_resident_bytes();
+    trainer->base_bytes = trainer->peak_bytes - process_bytes(trainer) +
+                          comm_staging_bytes(trainer->comm) + LATE_HEAP_BYTES;
 }
 
 void train_memory_release(struct trainer *trainer)
@@ -278,17 +288,18 @@ static shoal_status log_device(struct trainer *trainer)
 }
 
 /*
- * Planned: what each process had before, and the plan.  Measured: each process' peak of its own
- * pages, and the pages behind the host's window, which exist once.  Pages of mapped files (code,
- * data) are in neither: they are the kernel's to drop, and when they are mapped depends on what it
- * has cached.
+ * Planned: what each process had before, and the plan.  Measured: the most of each process' own
+ * pages after any step or save, and the pages behind the host's window, which exist once.  What the
+ * matmul library takes and gives back within an operation is in both as measured at the start.
+ * Pages of mapped files (code, data) are in neither, nor is VmHWM used, which counts them: they are
+ * the kernel's to map and to drop, and how many there are depends on what it has cached.
  */
 shoal_status train_memory_log_measured(struct trainer *trainer)
 {
     bool first = comm_local_rank(trainer->comm) == 0;
-    uint64_t not_own = host_shared_resident_bytes() + host_file_resident_bytes();
-    int64_t sums[2] = {(int64_t)(trainer->base_bytes + process_bytes(trainer)),
-                       (int64_t)(host_peak_resident_bytes() - not_own)};
+    uint64_t library = trainer->library_bytes;
+    int64_t sums[2] = {(int64_t)(trainer->base_bytes + process_bytes(trainer) + library),
+                       (int64_t)(trainer->peak_bytes + library)};
 
     if (first) {
         sums[0] += (int64_t)train_memory_window(trainer->build, comm_local_size(trainer->comm))

@@ -292,10 +292,36 @@ static struct lr_params lr_of(const struct config *config)
     return lr;
 }
 
+/* The groups of the configuration, the default last. */
+static shoal_status optimizer_groups(const struct config *config,
+                                     struct optim_group groups[CONFIG_LIST + 1], int *n_out)
+{
+    struct optim_group base;
+    int n = 0;
+
+    SHOAL_TRY(default_group(config, &base));
+    for (; n < config->optimizer.groups.n; n++)
+        SHOAL_TRY(optim_group_parse(config->optimizer.groups.items[n], &base, &groups[n]));
+    groups[n++] = base;
+    *n_out = n;
+    return SHOAL_OK;
+}
+
+shoal_status setup_check_optimizer(const struct config *config, const char *device)
+{
+    struct optim_group groups[CONFIG_LIST + 1];
+    int n = 0;
+
+    SHOAL_TRY(optimizer_groups(config, groups, &n));
+    for (int i = 0; i < n; i++)
+        SHOAL_TRY(optim_check_device(device, groups[i].rule, &groups[i].hyper));
+    return SHOAL_OK;
+}
+
 shoal_status setup_optimizer(const struct config *config, const struct layout *layout,
                              struct optim_setup **optim_out, struct lr_params *lr_out)
 {
-    struct optim_group groups[CONFIG_LIST + 1], base;
+    struct optim_group groups[CONFIG_LIST + 1];
     const struct master_codec *master = NULL;
     int n = 0;
 
@@ -303,10 +329,7 @@ shoal_status setup_optimizer(const struct config *config, const struct layout *l
         fail(SHOAL_ERR_CONFIG, "optimizer.lr: %g, must be above 0", config->optimizer.lr);
         return fail_hint(SHOAL_ERR_CONFIG, "3e-4 is a usual value for adamw, 1e-4 for lion");
     }
-    SHOAL_TRY(default_group(config, &base));
-    for (; n < config->optimizer.groups.n; n++)
-        SHOAL_TRY(optim_group_parse(config->optimizer.groups.items[n], &base, &groups[n]));
-    groups[n++] = base;
+    SHOAL_TRY(optimizer_groups(config, groups, &n));
     SHOAL_TRY(master_codec(config, &master));
     SHOAL_TRY(optim_setup_create(layout, groups, n, master, optim_out));
     *lr_out = lr_of(config);

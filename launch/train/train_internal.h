@@ -214,6 +214,7 @@ struct trainer {
     void *host_memory;          /* SPACE_HOST */
     size_t device_base;         /* free bytes of the device before the plan's memory was taken */
     uint64_t library_bytes;     /* what the libraries take for a moment in a matmul */
+    uint64_t peak_bytes;        /* most of the process' own pages after a step or a save */
     uint64_t base_bytes;        /* of the process and its libraries, without the plan's memory */
     uint64_t consumed_sequences, consumed_tokens;
     int64_t first_step; /* steps done before this process */
@@ -242,6 +243,8 @@ void setup_device_policy(const struct config *config, bool separate, bool queues
 enum comm_transport setup_transport(const struct config *config);
 shoal_status setup_data(const struct config *config, const struct model_config *model,
                         struct data **data_out);
+/* SHOAL_ERR_UNAVAILABLE if a device of this name cannot run the optimizer: optim_check_device. */
+shoal_status setup_check_optimizer(const struct config *config, const char *device);
 shoal_status setup_optimizer(const struct config *config, const struct layout *layout,
                              struct optim_setup **optim_out, struct lr_params *lr_out);
 int setup_threads(const struct config *config, const struct comm *comm);
@@ -271,6 +274,8 @@ shoal_status train_memory_alloc(struct trainer *trainer, const char *name);
 shoal_status train_memory_take(struct trainer *trainer);
 /* Once everything is open, and the plan's memory touched: what remains is the process itself. */
 void train_memory_note_base(struct trainer *trainer);
+/* After a step or a save. */
+void train_memory_sample(struct trainer *trainer);
 void train_memory_release(struct trainer *trainer);
 /* What the transport makes of the window's slots. */
 struct comm_memory train_memory_window(const struct build *build, int ranks_per_host);

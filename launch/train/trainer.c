@@ -290,6 +290,7 @@ static shoal_status loop(struct trainer *trainer)
         }
         double pause = clock_seconds();
         SHOAL_TRY(after_step(trainer, step));
+        train_memory_sample(trainer);
         begin += clock_seconds() - pause;
     }
     return SHOAL_OK;

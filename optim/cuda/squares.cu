@@ -1,5 +1,7 @@
 #include "optim/cuda/squares.h"
 
+#include "runtime/device/launch.cuh"
+
 /*
  * Sums of squares per quantum in the order of the CPU (optim_internal.h): 16 threads are the 16
  * lanes.  Widths 8 down to 1: lane l adds the sum of lane l ^ width, which gives lane 0 what the CPU
@@ -45,6 +47,6 @@ extern "C" shoal_status cuda_quantum_squares(cudaStream_t stream, const float *g
         return SHOAL_OK;
     if (grad == nullptr || sums == nullptr || blocks > 0x7fffffffu)
         return fail(SHOAL_ERR_INTERNAL, "cuda: squares of %zu quanta: bad arguments", n_quanta);
-    quantum_squares<<<(unsigned)blocks, BLOCK_THREADS, 0, stream>>>(grad, n_quanta, sums);
-    return cuda_check(cudaGetLastError(), "squares of gradients");
+    return launch("squares of gradients", quantum_squares, dim3((unsigned)blocks), BLOCK_THREADS, 0,
+                  stream, grad, n_quanta, sums);
 }

@@ -74,9 +74,9 @@ uint64_t host_shared_resident_bytes(void)
     return proc_kib_field("/proc/self/status", "RssShmem");
 }
 
-uint64_t host_file_resident_bytes(void)
+uint64_t host_anonymous_resident_bytes(void)
 {
-    return proc_kib_field("/proc/self/status", "RssFile");
+    return proc_kib_field("/proc/self/status", "RssAnon");
 }
 
 uint64_t host_peak_resident_bytes(void)

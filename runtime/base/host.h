@@ -12,9 +12,9 @@ int host_cpus(void);
 uint64_t host_resident_bytes(void);
 uint64_t host_peak_resident_bytes(void);
 
-/* Of the resident bytes now: shared memory (RssShmem), and pages of mapped files (RssFile). */
+/* Of the resident bytes now: the process' own memory (RssAnon), and shared memory (RssShmem). */
+uint64_t host_anonymous_resident_bytes(void);
 uint64_t host_shared_resident_bytes(void);
-uint64_t host_file_resident_bytes(void);
 
 /* Bytes of physical memory and those now available to new work. */
 uint64_t host_memory_bytes(void);

@@ -100,7 +100,8 @@ static void norms(enum norm_kind kind, int64_t N, int64_t C, enum dtype dtype)
 
 static void attention(struct attention_shape s)
 {
-    const int64_t rows = s.B * s.T, width = (int64_t)(s.H + 2 * s.K) * s.D, out = (int64_t)s.H * s.D;
+    const int64_t rows = s.B * s.T, width = (int64_t)(s.H + 2 * s.K) * s.D,
+                  out = (int64_t)s.H * s.D;
     void *qkv = array(s.dtype, rows * width), *y = array(s.dtype, rows * out);
     float *lse = array(DTYPE_F32, s.B * s.H * s.T);
     float *cosines = array(DTYPE_F32, s.T * (s.D / 2)), *sines = array(DTYPE_F32, s.T * (s.D / 2));
@@ -129,9 +130,9 @@ static void activations(int64_t N, int64_t F, enum dtype dtype)
     expect(cuda_gelu_backward(NULL, N * F, dtype, x, array(dtype, N * F), array(dtype, N * F)),
            "gelu backward");
     expect(cuda_swiglu(NULL, N, F, dtype, pair, array(dtype, N * F)), "swiglu");
-    expect(cuda_swiglu_backward(NULL, N, F, dtype, pair, array(dtype, N * F),
-                                array(dtype, 2 * N * F)),
-           "swiglu backward");
+    expect(
+        cuda_swiglu_backward(NULL, N, F, dtype, pair, array(dtype, N * F), array(dtype, 2 * N * F)),
+        "swiglu backward");
     done("activations");
 }
 

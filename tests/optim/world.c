@@ -93,6 +93,7 @@ static void make_slots(struct world *world)
         const struct shard shard = layout_shard(world->layout, UNIT, rank, world->n_ranks);
         struct optim_refs *refs = &world->refs[rank];
 
+        refs->device = world->device;
         refs->grad = slot(world, world->shard * sizeof(float));
         refs->master = slot(world, world->shard * (size_t)world->setup->master->bits / 8);
         refs->param = slot(world, world->shard * sizeof(bf16_t));
@@ -186,7 +187,8 @@ void world_open(struct world *world, const struct world_params *params)
 {
     *world = (struct world){.n_ranks = params->n_ranks > 0 ? params->n_ranks : 1,
                             .n_threads = params->n_threads > 0 ? params->n_threads : 1,
-                            .chunk = params->chunk > 0 ? params->chunk : 1 << 20};
+                            .chunk = params->chunk > 0 ? params->chunk : 1 << 20,
+                            .device = params->device};
     world->layout = make_layout();
     world->setup = make_setup(world->layout, params);
     world->shard = (size_t)layout_shard_elements(world->layout, UNIT, world->n_ranks);
@@ -229,7 +231,7 @@ static void clear_padding(const struct world *world, int rank, float *grad)
         grad[i] = 0;
 }
 
-void world_update(struct world *world, int64_t update, double lr)
+void world_begin(struct world *world, int64_t update, double lr)
 {
     struct exact_sum squares;
 
@@ -245,6 +247,11 @@ void world_update(struct world *world, int64_t update, double lr)
     world->step.grad_scale = 0.7f;
     world->step.grad_squares = exact_sum_value(&squares);
     optim_step_begin(world->setup, lr, 11, update, &world->step);
+}
+
+void world_update(struct world *world, int64_t update, double lr)
+{
+    world_begin(world, update, lr);
     for (int pass = 0; pass < world->setup->n_passes; pass++) {
         cr_assert_eq(exec_run(world->sums[pass]), SHOAL_OK, "%s", shoal_last_error());
         add_limbs(world);

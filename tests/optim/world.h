@@ -15,6 +15,7 @@ struct world {
     struct optim_setup *setup;
     int n_ranks, n_threads;
     int64_t chunk; /* elements per UPDATE; a multiple of the quantum */
+    struct device *device;
     struct plan *plan;
     void *memory;
     struct pool *pool;
@@ -31,11 +32,13 @@ struct world_params {
     bool cautious, tensor_clip;
     int n_ranks, n_threads;
     int64_t chunk;
+    struct device *device; /* of UPDATE's refs; the memory is the host's all the same */
 };
 void world_open(struct world *world, const struct world_params *params);
 void world_close(struct world *world);
 
-/* One update with gradients that are a function of (update, element). */
+/* Gradients, which are a function of (update, element), and scalars; then the update itself. */
+void world_begin(struct world *world, int64_t update, double lr);
 void world_update(struct world *world, int64_t update, double lr);
 
 /* All bytes of a kind (or of "master", "param") over the ranks; freed by the caller. */

@@ -44,8 +44,8 @@ Test(host, memory_available_is_part_of_the_memory)
     cr_assert_gt(host_memory_available_bytes(), 0);
     cr_assert_lt(host_memory_available_bytes(), host_memory_bytes());
     cr_assert_gt(host_memory_bytes(), host_resident_bytes());
-    cr_assert_gt(host_file_resident_bytes(), 0);
-    cr_assert_lt(host_file_resident_bytes(), host_resident_bytes());
+    cr_assert_gt(host_anonymous_resident_bytes(), 0);
+    cr_assert_lt(host_anonymous_resident_bytes(), host_resident_bytes());
 }
 
 Test(host, cpu_name_fits_the_buffer)

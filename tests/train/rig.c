@@ -11,7 +11,7 @@
 
 static char log_text[RIG_LOG_BYTES];
 static double last_seconds;
-static const char shoal_path[] = SHOAL_BUILD_DIR "/bin/shoal";
+static const char *shoal_path = SHOAL_BUILD_DIR "/bin/shoal";
 
 const char *const rig_gpt[] = {"model.norm=layernorm", "model.position=learned", "model.mlp=gelu",
                                "model.tied=true", NULL};
@@ -112,6 +112,11 @@ int rig_train(const char *directory, const char *name, int ranks, const char *co
         argv[n++] = *words;
     argv[n] = NULL;
     return run_command(argv, 120, log_text, sizeof log_text, &last_seconds);
+}
+
+void rig_use(const char *program)
+{
+    shoal_path = program;
 }
 
 int rig_shoal(const char *const *words)

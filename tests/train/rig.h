@@ -23,6 +23,9 @@ void rig_cleanup(const char *directory);
  */
 int rig_train(const char *directory, const char *name, int ranks, const char *const *words);
 
+/* The command to run instead of `shoal` from now on. */
+void rig_use(const char *program);
+
 /* Output of the last rig_train or rig_shoal. */
 const char *rig_log(void);
 double rig_seconds(void);

@@ -27,6 +27,8 @@ static const struct {
     {"adafactor", {"optimizer.name=adafactor"}},
     {"came, int8", {"optimizer.name=came", CODED("int8")}},
     {"ademamix, fp8", {"optimizer.name=ademamix", CODED("fp8")}},
+    {"adamw_deepspeed, bf16", {"optimizer.name=adamw_deepspeed", CODED("bf16")}},
+    {"adamw_bnb, bnb8", {"optimizer.name=adamw_bnb", CODED("bnb8")}},
     {"groups of two rules",
      {"optimizer.groups=[\"embedding,head: rule=sgd lr_scale=10\", \"down: rule=adam_mini "
       "weight_decay=0\", \"*norm*: lr_scale=0.5\"]"}},

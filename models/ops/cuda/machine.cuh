@@ -1,7 +1,7 @@
 #pragma once
 
 /*
- * What kernels need of the machine beyond CUDA C++: launches, dynamic shared memory and the
+ * What kernels need of the machine beyond CUDA C++ and launches: dynamic shared memory and the
  * instructions of tensor cores.  tests/gpu/emulate has a file of this name that gives the same on
  * the CPU, by which every kernel is tested without a GPU.
  */
@@ -11,26 +11,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "runtime/device/launch.cuh"
+
 extern "C" {
 #include "models/ops/cuda/kernels.h"
-#include "runtime/device/cuda.h"
-}
-
-/* Issue `kernel`; `what` names it in errors. */
-template <typename... Parameters, typename... Arguments>
-static inline shoal_status launch(const char *what, void (*kernel)(Parameters...), dim3 grid,
-                                  int threads, size_t shared_bytes, cudaStream_t stream,
-                                  Arguments... arguments)
-{
-    const size_t without_asking = 48 << 10;
-
-    if (shared_bytes > without_asking)
-        SHOAL_TRY(cuda_check(cudaFuncSetAttribute((const void *)kernel,
-                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                  (int)shared_bytes),
-                             what));
-    kernel<<<grid, threads, shared_bytes, stream>>>(arguments...);
-    return cuda_check(cudaGetLastError(), what);
 }
 
 /* The block's dynamic shared memory, 16-byte aligned. */

@@ -223,7 +223,8 @@ void emulate_launch(const char *what, struct emulate_index grid, unsigned thread
 
 shoal_status cuda_check(cudaError_t error, const char *what);
 
-shoal_status cuda_check(cudaError_t error, const char *what)
+/* Weak: a program with operations for CUDA links the device's own as well. */
+__attribute__((weak)) shoal_status cuda_check(cudaError_t error, const char *what)
 {
     return error == cudaSuccess
                ? SHOAL_OK

@@ -15,6 +15,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __align__(n)    __attribute__((aligned(n)))
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct float4 {
     float x, y, z, w;
@@ -67,6 +68,13 @@ static inline int32_t atomicAdd(int32_t *p, int32_t x)
 
     *p += x;
     return before;
+}
+
+template <typename T>
+static inline cudaError_t cudaMemcpyToSymbol(T &symbol, const void *src, size_t n_bytes)
+{
+    memcpy(&symbol, src, n_bytes);
+    return cudaSuccess;
 }
 
 static inline void __syncthreads()

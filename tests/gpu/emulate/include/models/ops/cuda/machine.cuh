@@ -13,22 +13,9 @@
 
 extern "C" {
 #include "models/ops/cuda/kernels.h"
-
-shoal_status cuda_check(cudaError_t error, const char *what);
 }
 
-template <typename... Parameters, typename... Arguments>
-static inline shoal_status launch(const char *what, void (*kernel)(Parameters...), dim3 grid,
-                                  int threads, size_t shared_bytes, cudaStream_t,
-                                  Arguments... arguments)
-{
-    const auto call = [=]() { kernel(arguments...); };
-
-    emulate_launch(
-        what, grid, (unsigned)threads, shared_bytes,
-        [](const void *arg) { (*(const decltype(call) *)arg)(); }, &call);
-    return SHOAL_OK;
-}
+#include "runtime/device/launch.cuh"
 
 static inline void *dynamic_shared()
 {

@@ -1,0 +1,199 @@
+#pragma once
+
+#include "optim/element.h"
+
+/*
+ * The rules for one element.  `f` are the scalars of the step, `decay` is f[SCALAR_DECAY], or what
+ * leaves the weight alone where the tensor does not decay; g is the gradient times its scale, p the
+ * master weight, s the states.  Returns the new weight and changes s; the caller makes every NaN
+ * the one NaN.  What they compute stands at the top of optim.h and <rule>.c.
+ */
+
+/* Indices into optim_scalars.f.  From SCALAR_OWN on each rule has its own. */
+enum optim_scalar {
+    SCALAR_BETA1,
+    SCALAR_ONE_MINUS_BETA1,
+    SCALAR_BETA2,
+    SCALAR_ONE_MINUS_BETA2,
+    SCALAR_RSQRT_B2, /* 1 / sqrt(1 - beta2^t) */
+    SCALAR_EPS,
+    SCALAR_DECAY, /* factor of the weights, or weight_decay itself where it joins the gradient */
+    SCALAR_STEP_SIZE,
+    SCALAR_OWN,
+
+    ADAM_ATAN2_INV_B1 = SCALAR_OWN, /* 1 / (1 - beta1^t) */
+
+    ADEMAMIX_INV_B1 = SCALAR_OWN,
+    ADEMAMIX_BETA3,
+    ADEMAMIX_ONE_MINUS_BETA3,
+    ADEMAMIX_ALPHA,
+
+    ADOPT_CLIP = SCALAR_OWN,
+
+    MARS_CORRECTION = SCALAR_OWN, /* gamma * beta1 / (1 - beta1) */
+    MARS_CLIP,                    /* factor of the corrected gradient, 1 without tensor_clip */
+
+    SGD_MOMENTUM = SCALAR_OWN,
+    SGD_BUFFER_SHARE, /* of the momentum buffer and of the gradient in the update */
+    SGD_GRAD_SHARE,
+
+    FACTORED_LR = SCALAR_OWN, /* adafactor and came: SCALAR_BETA2 is beta2 of the step */
+    FACTORED_WEIGHT_DECAY,
+    FACTORED_THRESHOLD,
+    CAME_BETA3,
+    CAME_ONE_MINUS_BETA3 = SCALAR_RSQRT_B2, /* no bias correction there */
+
+    COMPAT_B1 = SCALAR_OWN, /* 1 - beta1^t */
+    COMPAT_B2,              /* 1 - beta2^t or its root */
+};
+
+enum { ELEMENT_STATES = 3 }; /* at most */
+
+OPTIM_ELEMENT float moved_average(const float *f, float average, float g)
+{
+    return average * f[SCALAR_BETA1] + g * f[SCALAR_ONE_MINUS_BETA1];
+}
+
+OPTIM_ELEMENT float moved_square(const float *f, float average, float g)
+{
+    return average * f[SCALAR_BETA2] + (g * f[SCALAR_ONE_MINUS_BETA2]) * g;
+}
+
+OPTIM_ELEMENT float denominator(const float *f, float average_square)
+{
+    return sqrtf(average_square) * f[SCALAR_RSQRT_B2] + f[SCALAR_EPS];
+}
+
+OPTIM_ELEMENT float adamw_step(const float *f, float decay, float g, float p, float *s)
+{
+    s[0] = moved_average(f, s[0], g);
+    s[1] = moved_square(f, s[1], g);
+    return p * decay - (s[0] / denominator(f, s[1])) * f[SCALAR_STEP_SIZE];
+}
+
+OPTIM_ELEMENT float adam_step(const float *f, float decay, float g, float p, float *s)
+{
+    const float with_decay = g + p * decay;
+
+    s[0] = moved_average(f, s[0], with_decay);
+    s[1] = moved_square(f, s[1], with_decay);
+    return p - (s[0] / denominator(f, s[1])) * f[SCALAR_STEP_SIZE];
+}
+
+/* atan2(y, x) for x >= 0.  Selections instead of branches, so that the loop vectorizes. */
+OPTIM_ELEMENT float angle_of(float y, float x)
+{
+    const float abs_y = fabsf(y);
+    const bool steep = abs_y > x;
+    const float lo = steep ? x : abs_y;
+    const float hi = steep ? abs_y : x;
+    const bool far = lo > hi * 0.41421357f;
+    const float den = far ? hi + lo : hi;
+    const float t = (far ? lo - hi : lo) / (den == 0.0f ? 1.0f : den);
+    const float z = t * t;
+    const float q = ((0.08060298f * z - 0.13879846f) * z + 0.19977926f) * z - 0.33332956f;
+    const float near = t + (t * z) * q;
+    const float octant = far ? near + 0.7853982f : near;
+    const float quadrant = steep ? 1.5707964f - octant : octant;
+
+    return y < 0.0f ? -quadrant : quadrant;
+}
+
+OPTIM_ELEMENT float adam_atan2_step(const float *f, float decay, float g, float p, float *s)
+{
+    s[0] = moved_average(f, s[0], g);
+    s[1] = moved_square(f, s[1], g);
+    return p * decay - angle_of(s[0] * f[ADAM_ATAN2_INV_B1], sqrtf(s[1]) * f[SCALAR_RSQRT_B2]) *
+                           f[SCALAR_STEP_SIZE];
+}
+
+OPTIM_ELEMENT float ademamix_step(const float *f, float decay, float g, float p, float *s)
+{
+    s[0] = moved_average(f, s[0], g);
+    s[2] = s[2] * f[ADEMAMIX_BETA3] + g * f[ADEMAMIX_ONE_MINUS_BETA3];
+    s[1] = moved_square(f, s[1], g);
+
+    const float u = (s[0] * f[ADEMAMIX_INV_B1] + s[2] * f[ADEMAMIX_ALPHA]) / denominator(f, s[1]);
+    return p * decay - u * f[SCALAR_STEP_SIZE];
+}
+
+OPTIM_ELEMENT float adopt_step(const float *f, float decay, float g, float p, float *s)
+{
+    const float eps = f[SCALAR_EPS];
+    const float clip = f[ADOPT_CLIP];
+    const float root = sqrtf(s[1]);
+    const float ratio = g / (root < eps ? eps : root);
+    const float below = ratio > clip ? clip : ratio;
+    const float c = below < -clip ? -clip : below;
+
+    s[0] = moved_average(f, s[0], c);
+    s[1] = moved_square(f, s[1], g);
+    return p * decay - s[0] * f[SCALAR_STEP_SIZE];
+}
+
+OPTIM_ELEMENT float lion_step(const float *f, float decay, float g, float p, float *s)
+{
+    const float c = moved_average(f, s[0], g);
+    const float sign = (float)((c > 0.0f) - (c < 0.0f));
+
+    s[0] = s[0] * f[SCALAR_BETA2] + g * f[SCALAR_ONE_MINUS_BETA2];
+    return p * decay - sign * f[SCALAR_STEP_SIZE];
+}
+
+OPTIM_ELEMENT float mars_step(const float *f, float decay, float g, float p, float *s)
+{
+    const float c = (g + (g - s[2]) * f[MARS_CORRECTION]) * f[MARS_CLIP];
+
+    s[0] = moved_average(f, s[0], c);
+    s[1] = moved_square(f, s[1], c);
+    s[2] = g;
+    return p * decay - (s[0] / denominator(f, s[1])) * f[SCALAR_STEP_SIZE];
+}
+
+OPTIM_ELEMENT float sgd_step(const float *f, float decay, float g, float p, float *s)
+{
+    const float with_decay = g + p * decay;
+
+    s[0] = s[0] * f[SGD_MOMENTUM] + with_decay;
+    return p - (s[0] * f[SGD_BUFFER_SHARE] + with_decay * f[SGD_GRAD_SHARE]) * f[SCALAR_STEP_SIZE];
+}
+
+/* ---- AdamW as other software computes it: adamw_<software>.c ---- */
+
+OPTIM_ELEMENT float adamw_apex_step(const float *f, float decay, float g, float p, float *s)
+{
+    s[0] = f[SCALAR_BETA1] * s[0] + f[SCALAR_ONE_MINUS_BETA1] * g;
+    s[1] = f[SCALAR_BETA2] * s[1] + (f[SCALAR_ONE_MINUS_BETA2] * g) * g;
+
+    const float u = (s[0] / f[COMPAT_B1]) / (sqrtf(s[1] / f[COMPAT_B2]) + f[SCALAR_EPS]);
+    return p - f[SCALAR_STEP_SIZE] * (u + decay * p);
+}
+
+OPTIM_ELEMENT float adamw_bnb_step(const float *f, float decay, float g, float p, float *s)
+{
+    s[0] = s[0] * f[SCALAR_BETA1] + f[SCALAR_ONE_MINUS_BETA1] * g;
+    s[1] = s[1] * f[SCALAR_BETA2] + f[SCALAR_ONE_MINUS_BETA2] * (g * g);
+    return (p + f[SCALAR_STEP_SIZE] * (s[0] / (sqrtf(s[1]) + f[SCALAR_EPS]))) * decay;
+}
+
+OPTIM_ELEMENT float adamw_deepspeed_step(const float *f, float decay, float g, float p, float *s)
+{
+    s[0] = fmaf(g, f[SCALAR_ONE_MINUS_BETA1], s[0] * f[SCALAR_BETA1]);
+    s[1] = fmaf(g * g, f[SCALAR_ONE_MINUS_BETA2], s[1] * f[SCALAR_BETA2]);
+
+    const float u = s[0] / fmaf(sqrtf(s[1]), f[SCALAR_RSQRT_B2], f[SCALAR_EPS]);
+    return fmaf(u, f[SCALAR_STEP_SIZE], fmaf(p, decay, p));
+}
+
+OPTIM_ELEMENT float adamw_torch_fused_step(const float *f, float decay, float g, float p, float *s)
+{
+    const float beta1 = f[SCALAR_BETA1];
+    const float beta2 = f[SCALAR_BETA2];
+    const float square = g * g;
+
+    s[0] = fmaf(beta1, s[0], fmaf(-beta1, g, g));
+    s[1] = fmaf(beta2, s[1], fmaf(-beta2, square, square));
+
+    const float denom = sqrtf(s[1]) / f[COMPAT_B2] + f[SCALAR_EPS];
+    return (p - decay * p) - (f[SCALAR_STEP_SIZE] * s[0]) / denom;
+}

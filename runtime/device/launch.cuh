@@ -1,0 +1,29 @@
+#pragma once
+
+/*
+ * How kernels are launched.  tests/gpu/emulate has a file of this name that runs them on the CPU,
+ * by which they are tested without a GPU.
+ */
+#include <cuda_runtime.h>
+#include <stddef.h>
+
+extern "C" {
+#include "runtime/device/cuda.h"
+}
+
+/* Issue `kernel`; `what` names it in errors. */
+template <typename... Parameters, typename... Arguments>
+static inline shoal_status launch(const char *what, void (*kernel)(Parameters...), dim3 grid,
+                                  int threads, size_t shared_bytes, cudaStream_t stream,
+                                  Arguments... arguments)
+{
+    const size_t without_asking = 48 << 10;
+
+    if (shared_bytes > without_asking)
+        SHOAL_TRY(cuda_check(cudaFuncSetAttribute((const void *)kernel,
+                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                  (int)shared_bytes),
+                             what));
+    kernel<<<grid, threads, shared_bytes, stream>>>(arguments...);
+    return cuda_check(cudaGetLastError(), what);
+}

@@ -1,0 +1,125 @@
+#include "tests/train/rig.h"
+
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * Whole runs on the cuda device, on the imitation of its libraries: everything between a config
+ * and the kernels, beside a run on the host.
+ */
+
+static const char imitated[] = SHOAL_BUILD_DIR "/world/imitated_shoal";
+static const char host[] = SHOAL_BUILD_DIR "/bin/shoal";
+static const char *directory;
+
+static void setup(void)
+{
+    directory = rig_directory();
+}
+
+static void teardown(void)
+{
+    rig_cleanup(directory);
+}
+
+TestSuite(imitated_train, .init = setup, .fini = teardown, .timeout = 240);
+
+static int run(const char *program, const char *name, const char *device, const char *const *words)
+{
+    const char *const more[] = {device, "batch.global=4", NULL};
+
+    rig_use(program);
+    return rig_train(directory, name, 0, rig_words(words, more));
+}
+
+/* Products of the imitation are summed in double: losses differ in the last digits. */
+static void expect_close(const char *a, const char *b, double tolerance)
+{
+    char got[RIG_SERIES_BYTES], want[RIG_SERIES_BYTES];
+    char *x = got, *y = want;
+    int n = 0;
+
+    rig_series(directory, a, got);
+    rig_series(directory, b, want);
+    for (; *y != '\0'; n++) {
+        const double u = strtod(x, &x), v = strtod(y, &y);
+
+        cr_assert_leq(fabs(u - v), tolerance * fabs(v), "%s\nand\n%s", got, want);
+        while (*x == '\n' || *x == ' ')
+            x++;
+        while (*y == '\n' || *y == ' ')
+            y++;
+    }
+    cr_assert_gt(n, 3);
+    cr_assert_eq(*x, '\0');
+}
+
+static void check(const char *const *words, double tolerance)
+{
+    char path[96];
+
+    cr_assert_eq(run(imitated, "cuda", "run.device=cuda", words), 0, "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "imitation (GPU 0)"), "%s", rig_log());
+    cr_assert_eq(run(host, "host", "run.device=cpu", words), 0, "%s", rig_log());
+    expect_close("cuda", "host", tolerance);
+    snprintf(path, sizeof path, "%s/cuda", directory);
+    rig_cleanup(path);
+    snprintf(path, sizeof path, "%s/host", directory);
+    rig_cleanup(path);
+}
+
+Test(imitated_train, is_that_of_the_host_in_fp32)
+{
+    check((const char *[]){NULL}, 1e-4);
+    check((const char *[]){"optimizer.name=mars", "optimizer.state=int4", "parallel.zero=0", NULL},
+          1e-3);
+}
+
+Test(imitated_train, is_that_of_the_host_in_bf16_with_coded_states)
+{
+    check((const char *[]){"precision.compute=bf16", "optimizer.state=int8",
+                           "precision.master=split16", NULL},
+          3e-3);
+    check((const char *[]){"precision.compute=bf16", "optimizer.name=lion", "optimizer.state=fp8",
+                           "precision.master=ecc8", NULL},
+          3e-3);
+    check((const char *[]){"precision.compute=bf16", "optimizer.name=ademamix",
+                           "optimizer.state=ao8", "precision.master=bf16sr", NULL},
+          3e-3);
+}
+
+Test(imitated_train, goes_on_from_a_checkpoint_of_the_host)
+{
+    const char *const words[] = {"precision.compute=bf16",      "optimizer.state=int8",
+                                 "precision.master=split16",    "checkpoint.every=2",
+                                 "optimizer.schedule=constant", NULL};
+    const char *const begin[] = {"steps=2", NULL};
+
+    cr_assert_eq(run(host, "host", "run.device=cpu", words), 0, "%s", rig_log());
+    cr_assert_eq(
+        rig_train(directory, "cuda", 0,
+                  rig_words(rig_words(words, begin), (const char *[]){"batch.global=4", NULL})),
+        0, "%s", rig_log());
+    cr_assert_eq(run(imitated, "cuda", "run.device=cuda", words), 0, "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "continuing after step 2"), "%s", rig_log());
+    expect_close("cuda", "host", 3e-3);
+}
+
+Test(imitated_train, refuses_what_the_device_has_no_kernels_for)
+{
+    const char *const words[] = {"optimizer.groups=[\"norm: rule=came\"]", NULL};
+    char config[96];
+
+    cr_assert_eq(run(imitated, "cuda", "run.device=cuda", words), 69, "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "came: not on cuda yet"), "%s", rig_log());
+    cr_assert_eq(run(imitated, "auto", "run.device=auto", words), 0, "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "running on the CPU"), "%s", rig_log());
+    snprintf(config, sizeof config, "%s/tiny.yaml", directory);
+    cr_assert_eq(rig_shoal((const char *[]){"plan", config, "run.device=cuda",
+                                            "optimizer.cautious=true", NULL}),
+                 69, "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "adamw with optimizer.cautious: not on cuda yet"));
+}

@@ -2,6 +2,9 @@
 
 #include "optim/codec.h"
 
+/* SHOAL_ERR_CONFIG with all names of a table and the nearest; name_of gives NULL behind the last. */
+shoal_status optim_fail_unknown(const char *what, const char *name, const char *(*name_of)(int i));
+
 /* The forms of a kernel, in the order of enum isa. */
 #define CODEC_FORMS(name)                                                                          \
     {                                                                                              \

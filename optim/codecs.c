@@ -153,7 +153,7 @@ const char *master_codec_name(int i)
     return i >= 0 && i < N_MASTERS ? MASTERS[i].codec.name : NULL;
 }
 
-static shoal_status fail_unknown(const char *what, const char *name, const char *(*name_of)(int))
+shoal_status optim_fail_unknown(const char *what, const char *name, const char *(*name_of)(int))
 {
     char names[256] = "";
     char near[32];
@@ -178,7 +178,7 @@ shoal_status codec_find(const char *name, const struct optim_codec **codec_out)
             return SHOAL_OK;
         }
     }
-    return fail_unknown("state codec", name, codec_name);
+    return optim_fail_unknown("state codec", name, codec_name);
 }
 
 shoal_status master_codec_find(const char *name, const struct master_codec **codec_out)
@@ -190,7 +190,7 @@ shoal_status master_codec_find(const char *name, const struct master_codec **cod
             return SHOAL_OK;
         }
     }
-    return fail_unknown("master codec", name, master_codec_name);
+    return optim_fail_unknown("master codec", name, master_codec_name);
 }
 
 size_t codec_code_bytes(const struct optim_codec *codec, size_t n)

@@ -1,3 +1,4 @@
+#include "optim/codec_internal.h"
 #include "optim/optim_internal.h"
 
 #include "runtime/base/isa.h"
@@ -23,7 +24,7 @@ static struct optim_rule_forms *const RULES[] = {
     &optim_adamw_torch_fused,
 };
 
-enum { N_RULES = sizeof RULES / sizeof RULES[0], NAME_BYTES = 32 };
+enum { N_RULES = sizeof RULES / sizeof RULES[0] };
 
 static void choose_kernels(void)
 {
@@ -31,40 +32,14 @@ static void choose_kernels(void)
         RULES[i]->rule.kernel = RULES[i]->kernels[isa_best()];
 }
 
-static size_t min3(size_t a, size_t b, size_t c)
+static const char *rule_name(int i)
 {
-    const size_t ab = a < b ? a : b;
-
-    return ab < c ? ab : c;
-}
-
-/* Levenshtein distance; of a long name only the first NAME_BYTES count. */
-static size_t edit_distance(const char *a, const char *b)
-{
-    const size_t a_bytes = strnlen(a, NAME_BYTES);
-    const size_t b_bytes = strnlen(b, NAME_BYTES);
-    size_t row[NAME_BYTES + 1];
-
-    for (size_t j = 0; j <= b_bytes; j++)
-        row[j] = j;
-    for (size_t i = 1; i <= a_bytes; i++) {
-        size_t diagonal = row[0];
-
-        row[0] = i;
-        for (size_t j = 1; j <= b_bytes; j++) {
-            const size_t above = row[j];
-
-            row[j] = min3(above + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1]));
-            diagonal = above;
-        }
-    }
-    return row[b_bytes];
+    return i < N_RULES ? RULES[i]->rule.name : NULL;
 }
 
 shoal_status optim_find(const char *name, const struct optim_rule **rule_out)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    const struct optim_rule *nearest = &RULES[0]->rule;
 
     pthread_once(&once, choose_kernels);
     for (int i = 0; i < N_RULES; i++) {
@@ -74,11 +49,8 @@ shoal_status optim_find(const char *name, const struct optim_rule **rule_out)
             *rule_out = rule;
             return SHOAL_OK;
         }
-        if (edit_distance(rule->name, name) < edit_distance(nearest->name, name))
-            nearest = rule;
     }
-    fail(SHOAL_ERR_CONFIG, "optimizer \"%s\": expected the name of a rule", name);
-    return fail_hint(SHOAL_ERR_CONFIG, "did you mean \"%s\"?", nearest->name);
+    return optim_fail_unknown("optimizer", name, rule_name);
 }
 
 optim_kernel_fn *optim_kernel_for(const struct optim_rule *rule, const char *isa)

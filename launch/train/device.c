@@ -55,13 +55,33 @@ shoal_status train_device_connect(struct trainer *trainer)
     return SHOAL_OK;
 }
 
-shoal_status train_device_ops(struct device *device, struct pool *pool, struct ops **ops_out)
+#ifdef SHOAL_WITH_CUDA
+static shoal_status cuda_ops(const struct config *config, struct device *device,
+                             struct ops **ops_out)
+{
+    static const char *const names[] = {[OPS_CUDA_ATTENTION_AUTO] = "auto",
+                                        [OPS_CUDA_ATTENTION_CUDNN] = "cudnn",
+                                        [OPS_CUDA_ATTENTION_PLAIN] = "own"};
+    struct ops_cuda_options options = {.tf32 = config->precision.tf32};
+
+    while (strcmp(names[options.attention], config->run.attention) != 0)
+        options.attention++;
+    return ops_create_cuda_with(device, &options, ops_out);
+}
+#endif
+
+shoal_status train_device_ops(const struct config *config, struct device *device, struct pool *pool,
+                              struct ops **ops_out)
 {
 #ifdef SHOAL_WITH_CUDA
     if (device != NULL && strcmp(device->ops->name, "cuda") == 0)
-        return ops_create_cuda(device, ops_out);
+        return cuda_ops(config, device, ops_out);
 #endif
     (void)device;
+    if (strcmp(config->run.attention, "cudnn") == 0) {
+        fail(SHOAL_ERR_UNAVAILABLE, "run.attention: cudnn, but this run computes on the CPU");
+        return fail_hint(SHOAL_ERR_UNAVAILABLE, "set run.attention to auto");
+    }
     return ops_create_cpu(pool, ops_out);
 }
 

@@ -40,6 +40,12 @@ static shoal_status print_json(const struct build *build, int ranks_per_host, FI
     return failed != 0 ? fail(SHOAL_ERR_IO, "plan: cannot write JSON") : SHOAL_OK;
 }
 
+static void print_choice(void *arg, enum op_class op_class, const char *line)
+{
+    if (op_class == OP_CLASS_ATTENTION)
+        fprintf(arg, "%s\n", line);
+}
+
 shoal_status train_plan(const struct config *config, int ranks, int ranks_per_host, bool json,
                         FILE *out)
 {
@@ -71,7 +77,7 @@ shoal_status train_plan(const struct config *config, int ranks, int ranks_per_ho
                    end);
     if (cuda && here)
         SHOAL_TRY_GOTO(device_open("cuda", 0, &device), end);
-    SHOAL_TRY_GOTO(train_device_ops(device, pool, &ops), end);
+    SHOAL_TRY_GOTO(train_device_ops(config, device, pool, &ops), end);
     SHOAL_TRY_GOTO(build_create(&policy, model, ops, optim, &build), end);
     if (json) {
         status = print_json(build, ranks_per_host, out);
@@ -88,6 +94,7 @@ shoal_status train_plan(const struct config *config, int ranks, int ranks_per_ho
     fprintf(
         out,
         "Not in the table: the process itself and its libraries, measured when a run starts.\n");
+    ops_describe_choices(ops, print_choice, out);
     if (cuda && !here)
         fprintf(out, "There is no GPU here: scratch is that of the CPU's kernels.\n");
 

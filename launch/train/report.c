@@ -54,6 +54,16 @@ static void report_batch(const struct trainer *trainer)
                          "for every stage, but not for other world sizes");
 }
 
+/* What attention runs on is said always, the algorithms of products with --verbose. */
+static void report_choice(void *arg, enum op_class op_class, const char *line)
+{
+    (void)arg;
+    if (op_class == OP_CLASS_ATTENTION)
+        log_line("ops", "%s", line);
+    else
+        log_verbose("ops", "%s", line);
+}
+
 void report_banner(const struct trainer *trainer)
 {
     const struct model_config *model = &trainer->model_config;
@@ -68,6 +78,7 @@ void report_banner(const struct trainer *trainer)
     if (trainer->policy.separate)
         log_line("device", "%s, transport %s", trainer->device->ops->describe(trainer->device),
                  comm_transport_name(trainer->policy.transport));
+    ops_describe_choices(trainer->ops, report_choice, NULL);
     log_line("model", "%s params  %d layers  hidden %d  heads %d/%d  ffn %d  vocab %d%s",
              human((double)model_layout(trainer->model)->n_parameters, n), model->layers,
              model->hidden, model->heads, model->kv_heads, model->ffn, model->vocab,

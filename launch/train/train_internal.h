@@ -258,7 +258,8 @@ shoal_status train_device_open(struct trainer *trainer);
 /* The transport between the ranks' devices.  Collective. */
 shoal_status train_device_connect(struct trainer *trainer);
 /* Ops for a device; NULL: the host. */
-shoal_status train_device_ops(struct device *device, struct pool *pool, struct ops **ops_out);
+shoal_status train_device_ops(const struct config *config, struct device *device, struct pool *pool,
+                              struct ops **ops_out);
 /* What run.device means for a plan, on this machine. */
 bool train_device_is_cuda(const struct config *config);
 /* Ops are called directly: between the two they may touch the device's memory; all done at end. */

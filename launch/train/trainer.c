@@ -83,7 +83,7 @@ shoal_status train_open_compute(struct trainer *trainer)
     SHOAL_TRY(model_create(&trainer->model_config, &trainer->model));
     SHOAL_TRY(setup_optimizer(config, model_layout(trainer->model), &trainer->optim, &trainer->lr));
     SHOAL_TRY(pool_create(threads, first_cpu, &trainer->pool));
-    SHOAL_TRY(train_device_ops(trainer->device, trainer->pool, &trainer->ops));
+    SHOAL_TRY(train_device_ops(config, trainer->device, trainer->pool, &trainer->ops));
     SHOAL_TRY(model_prepare(trainer->model, trainer->ops, trainer->policy.B, trainer->policy.T,
                             trainer->policy.compute));
     if (trainer->policy.sample_tokens > 0)

@@ -62,6 +62,12 @@ shoal_status ops_warm_up(struct ops *ops, size_t *own_bytes_out)
     return ops->table->warm_up(ops, own_bytes_out);
 }
 
+void ops_describe_choices(const struct ops *ops, ops_choice_fn *choice, void *arg)
+{
+    if (ops->table->describe_choices != NULL)
+        ops->table->describe_choices(ops, choice, arg);
+}
+
 /* ---- profile ---- */
 
 const struct op_profile *ops_profile(const struct ops *ops, enum op_class op_class)

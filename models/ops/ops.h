@@ -67,6 +67,13 @@ const struct op_profile *ops_profile(const struct ops *ops, enum op_class op_cla
 void ops_profile_reset(struct ops *ops);
 const char *op_class_name(enum op_class op_class);
 
+/*
+ * What libraries chose for the shapes prepared so far, a line each (algorithm, engine, workspace).
+ * None from a back end whose libraries leave no choice.
+ */
+typedef void ops_choice_fn(void *arg, enum op_class op_class, const char *line);
+void ops_describe_choices(const struct ops *ops, ops_choice_fn *choice, void *arg);
+
 /* ---- linear: y = x wᵀ + b, w [M, C_in] as torch's Linear ---- */
 
 /* A matmul shape: N rows, `in` and `out` features. */

@@ -11,6 +11,8 @@ struct ops_vtable {
     void (*destroy)(struct ops *ops);
     int (*threads)(const struct ops *ops);
     const char *(*describe)(const struct ops *ops);
+    /* Optional: NULL stands for no choices. */
+    void (*describe_choices)(const struct ops *ops, ops_choice_fn *choice, void *arg);
     shoal_status (*warm_up)(struct ops *ops, size_t *own_bytes_out);
     shoal_status (*library_linear_seconds)(struct ops *ops, struct linear_shape s,
                                            double seconds_out[3]);

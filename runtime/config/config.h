@@ -37,6 +37,7 @@ struct config {
         int threads; /* per rank; 0: cores / ranks of the host */
         bool bind;   /* bind threads to cores */
         char device[16];
+        char attention[8]; /* auto | cudnn | own */
     } run;
     struct {
         char preset[64];        /* "": sizes by hand */
@@ -77,6 +78,7 @@ struct config {
     } optimizer;
     struct {
         char compute[8], master[16], grads[8];
+        bool tf32;
     } precision;
     struct {
         int zero;

@@ -51,6 +51,14 @@ static const struct config_key keys[] = {
      .choices = "auto|cpu|cuda",
      .also = "accelerator",
      .help = "Where a rank computes; auto: cuda where a GPU is found, else cpu."},
+    {.path = "run.attention",
+     .type = CONFIG_CHOICE,
+     FIELD(run.attention),
+     .fallback = "auto",
+     .choices = "auto|cudnn|own",
+     .also = "attn_implementation attention_backend sdpa flash_attention",
+     .help = "Attention on cuda: cudnn, or an error; own: Shoal's kernels; auto: cudnn where it "
+             "takes the shape. The cpu has its own alone."},
 
     {.path = "model.preset",
      .type = CONFIG_STRING,
@@ -382,6 +390,13 @@ static const struct config_key keys[] = {
      .choices = "fp32|bf16",
      .also = "dtype precision mixed_precision bf16",
      .help = "Type of weights and activations in matrix products; sums are fp32."},
+    {.path = "precision.tf32",
+     .type = CONFIG_BOOL,
+     FIELD(precision.tf32),
+     .fallback = "false",
+     .also = "allow_tf32 float32_matmul_precision",
+     .help = "Let fp32 products on cuda round their inputs to 11 bits (tensor cores); the cpu "
+             "never does."},
     {.path = "precision.master",
      .type = CONFIG_CHOICE,
      FIELD(precision.master),

@@ -10,8 +10,9 @@
 static const struct attention_shape shape = {
     .B = 1, .T = 8, .H = 2, .K = 1, .D = 64, .dtype = DTYPE_BF16};
 
-static void keep_line(void *arg, const char *line)
+static void keep_line(void *arg, enum op_class op_class, const char *line)
 {
+    (void)op_class;
     strncat(arg, line, 1000);
 }
 
@@ -26,7 +27,7 @@ Test(cuda_faults, cudnn_is_missing)
     cr_assert_not_null(strstr(ops_describe(rig.ops), "attention by own kernels (cuDNN: create a"),
                        "%s", ops_describe(rig.ops));
     (void)op_attention_scratch_bytes(rig.ops, shape);
-    ops_cuda_describe_plans(rig.ops, keep_line, plans);
+    ops_describe_choices(rig.ops, keep_line, plans);
     cr_assert_not_null(strstr(plans, "forward own kernels; backward own kernels"), "%s", plans);
     cuda_rig_destroy(&rig);
 
@@ -45,7 +46,7 @@ Test(cuda_faults, cudnn_refuses_a_graph)
     imitate.refuse_graphs = true;
     struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
     (void)op_attention_scratch_bytes(rig.ops, shape);
-    ops_cuda_describe_plans(rig.ops, keep_line, plans);
+    ops_describe_choices(rig.ops, keep_line, plans);
     cr_assert_not_null(strstr(plans, "own kernels; backward own kernels"), "%s", plans);
     cr_assert_not_null(strstr(plans, "no engine takes the graph"), "%s", plans);
     cuda_rig_destroy(&rig);

@@ -216,8 +216,9 @@ Test(cuda_linear, refuses_shapes_that_were_not_prepared)
     cuda_rig_destroy(&rig);
 }
 
-static void count_line(void *arg, const char *line)
+static void count_line(void *arg, enum op_class op_class, const char *line)
 {
+    cr_assert_eq(op_class, OP_CLASS_LINEAR);
     cr_assert_not_null(strstr(line, "algorithm "), "%s", line);
     ++*(int *)arg;
 }
@@ -229,7 +230,7 @@ Test(cuda_linear, describes_what_was_chosen)
 
     EXPECT_OK(op_linear_prepare(
         rig.ops, (struct linear_shape){.rows = 64, .in = 32, .out = 16, .dtype = DTYPE_BF16}));
-    ops_cuda_describe_plans(rig.ops, count_line, &lines);
+    ops_describe_choices(rig.ops, count_line, &lines);
     cr_assert_eq(lines, 6);
     cuda_rig_destroy(&rig);
 }

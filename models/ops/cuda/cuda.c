@@ -27,11 +27,27 @@ static const char *ops_cuda_describe(const struct ops *ops)
     return cuda_of_const(ops)->description;
 }
 
+static void describe_choices(const struct ops *ops, ops_choice_fn *choice, void *arg)
+{
+    const struct cuda_ops *cuda = cuda_of_const(ops);
+    char text[512];
+
+    for (int i = 0; i < cublas_plan_count(cuda->cublas); i++) {
+        cublas_plan_describe(cuda->cublas, i, text, sizeof text);
+        choice(arg, OP_CLASS_LINEAR, text);
+    }
+    for (int i = 0; i < cuda_attention_plan_count(cuda->attention); i++) {
+        cuda_attention_plan_describe(cuda->attention, i, text, sizeof text);
+        choice(arg, OP_CLASS_ATTENTION, text);
+    }
+}
+
 static const struct ops_vtable cuda_table = {
     .device_memory = true,
     .destroy = ops_cuda_destroy,
     .threads = ops_cuda_threads,
     .describe = ops_cuda_describe,
+    .describe_choices = describe_choices,
     .warm_up = ops_cuda_warm_up,
     .library_linear_seconds = ops_cuda_library_linear_seconds,
     .linear_prepare = ops_cuda_linear_prepare,
@@ -110,19 +126,4 @@ err_free:
 shoal_status ops_create_cuda(struct device *device, struct ops **ops_out)
 {
     return ops_create_cuda_with(device, &(struct ops_cuda_options){0}, ops_out);
-}
-
-void ops_cuda_describe_plans(const struct ops *ops, ops_cuda_line_fn *line, void *arg)
-{
-    const struct cuda_ops *cuda = cuda_of_const(ops);
-    char text[512];
-
-    for (int i = 0; i < cublas_plan_count(cuda->cublas); i++) {
-        cublas_plan_describe(cuda->cublas, i, text, sizeof text);
-        line(arg, text);
-    }
-    for (int i = 0; i < cuda_attention_plan_count(cuda->attention); i++) {
-        cuda_attention_plan_describe(cuda->attention, i, text, sizeof text);
-        line(arg, text);
-    }
 }

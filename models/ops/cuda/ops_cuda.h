@@ -55,7 +55,3 @@ struct ops_cuda_attention_cost {
 /* Builds the shape's plans if they are new, as op_attention_scratch_bytes does. */
 shoal_status ops_cuda_attention_cost(struct ops *ops, struct attention_shape s,
                                      struct ops_cuda_attention_cost *cost_out);
-
-/* One line for each prepared product and attention shape: algorithm, engine, workspace. */
-typedef void ops_cuda_line_fn(void *arg, const char *line);
-void ops_cuda_describe_plans(const struct ops *ops, ops_cuda_line_fn *line, void *arg);

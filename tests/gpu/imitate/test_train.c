@@ -108,6 +108,37 @@ Test(imitated_train, goes_on_from_a_checkpoint_of_the_host)
     expect_close("cuda", "host", 3e-3);
 }
 
+static int one_step(const char *program, const char *device, const char *word)
+{
+    const char *const words[] = {"model.hidden=128",
+                                 "model.heads=2",
+                                 "model.kv_heads=2",
+                                 "precision.compute=bf16",
+                                 "steps=1",
+                                 "checkpoint.resume=never",
+                                 word,
+                                 NULL};
+
+    return run(program, "one-step", device, words);
+}
+
+static void expect_said(const char *word, const char *said)
+{
+    cr_assert_eq(one_step(imitated, "run.device=cuda", word), 0, "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), said), "%s: no \"%s\" in\n%s", word, said, rig_log());
+}
+
+Test(imitated_train, says_what_attention_runs_on)
+{
+    expect_said("run.attention=auto", "forward cuDNN engine ");
+    expect_said("run.attention=cudnn", "forward cuDNN engine ");
+    expect_said("run.attention=own", "forward own kernels; backward own kernels");
+    expect_said("precision.tf32=true", "(tf32), attention");
+    cr_assert_eq(one_step(host, "run.device=cpu", "run.attention=cudnn"), 69, "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "run.attention: cudnn, but this run computes on the CPU"),
+                       "%s", rig_log());
+}
+
 Test(imitated_train, refuses_what_the_device_has_no_kernels_for)
 {
     const char *const words[] = {"optimizer.groups=[\"norm: rule=came\"]", NULL};

@@ -218,6 +218,12 @@ static uint64_t decode_flops(const struct model *model, int unit, struct model_o
 
 /* ---- makers ---- */
 
+/* The head reads the loss scale when it is issued. */
+static bool is_steady(const struct model *model, int unit)
+{
+    return unit != model_head_unit(model);
+}
+
 static shoal_status append(struct schedule *sched, struct builder *b, const struct model *model,
                            struct ops *ops, struct model_op_shape shape,
                            const struct model_refs *refs)
@@ -244,6 +250,7 @@ shoal_status model_op_forward(struct schedule *sched, const struct model *model,
                                .lane = LANE_COMPUTE,
                                .unit = unit,
                                .index = index,
+                               .steady = is_steady(model, unit),
                                .bytes = forward_bytes(model, unit, shape),
                                .flops = model_unit_flops(model, unit, shape.B, shape.T),
                                .run = run_forward}};
@@ -260,6 +267,7 @@ shoal_status model_op_backward(struct schedule *sched, const struct model *model
                                .lane = LANE_COMPUTE,
                                .unit = unit,
                                .index = index,
+                               .steady = is_steady(model, unit),
                                .bytes = backward_bytes(model, unit, shape),
                                .flops = backward_flops(model, unit, shape, refs->recompute),
                                .run = run_backward}};
@@ -309,6 +317,7 @@ shoal_status model_op_accumulate(struct schedule *sched, struct ops *ops, int un
                     .lane = LANE_COMPUTE,
                     .unit = unit,
                     .index = index,
+                    .steady = true,
                     .bytes = 3 * n * sizeof(float),
                     .flops = n,
                     .run = run_accumulate};

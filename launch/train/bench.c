@@ -164,19 +164,20 @@ static void print_line(FILE *out, const char *name, double seconds, double whole
     fprintf(out, "\n");
 }
 
-/* What the last step's ops take at least, and what the optimizer's bytes do. */
+/* What a step's ops take at least, and what the optimizer's bytes do. */
 struct floors {
     double flop_rate, byte_rate, update;
     double classes[OP_CLASS_COUNT];
     bool by_flops[OP_CLASS_COUNT];
 };
 
-static struct floors step_floors(const struct trainer *trainer, double flop_rate, double byte_rate)
+static struct floors step_floors(const struct trainer *trainer, const struct op_profile *profile,
+                                 double flop_rate, double byte_rate)
 {
     struct floors floors = {.flop_rate = flop_rate, .byte_rate = byte_rate};
 
     for (int class = 0; class < OP_CLASS_COUNT; class ++) {
-        const struct op_profile *p = ops_profile(trainer->ops, (enum op_class) class);
+        const struct op_profile *p = &profile[class];
         double by_flops = (double)p->flops / flop_rate, by_bytes = (double)p->bytes / byte_rate;
         floors.by_flops[class] = by_flops > by_bytes;
         floors.classes[class] = by_flops > by_bytes ? by_flops : by_bytes;
@@ -188,16 +189,15 @@ static struct floors step_floors(const struct trainer *trainer, double flop_rate
 }
 
 static void print_classes(const struct trainer *trainer, FILE *out, double step,
-                          const struct floors *floors)
+                          const struct op_profile *profile, const struct floors *floors)
 {
     double in_ops = 0, update = exec_kind_seconds(trainer->step, OP_UPDATE);
     double comm = exec_lane_seconds(trainer->step, LANE_COMM), norm = 0;
 
     for (int class = 0; class < OP_CLASS_COUNT; class ++) {
-        const struct op_profile *p = ops_profile(trainer->ops, (enum op_class) class);
-        print_line(out, op_class_name((enum op_class) class), p->seconds, step,
+        print_line(out, op_class_name((enum op_class) class), profile[class].seconds, step,
                    floors->classes[class], floors->by_flops[class] ? "flops" : "bytes");
-        in_ops += p->seconds;
+        in_ops += profile[class].seconds;
     }
     print_line(out, "optimizer", update, step, floors->update, "bytes");
     norm = exec_kind_seconds(trainer->step, OP_NORM);
@@ -265,19 +265,35 @@ static shoal_status print_device_memory(const struct trainer *trainer, FILE *out
     return SHOAL_OK;
 }
 
-static shoal_status measure(struct trainer *trainer, const struct bench_params *params)
+/*
+ * Seconds of the steps behind the warm ones.  The profile is that of the last step; on a device that
+ * of the first, as recorded operations issue no ops later.
+ */
+static shoal_status time_steps(struct trainer *trainer, int n, double *seconds,
+                               struct op_profile profile[OP_CLASS_COUNT])
 {
-    double seconds[BENCH_MAX_STEPS], rate = 0;
-    struct matmul_floor floor;
-    FILE *out = params->out;
-
-    for (int i = 0; i < WARM_STEPS + params->steps; i++) {
+    for (int i = 0; i < WARM_STEPS + n; i++) {
         ops_profile_reset(trainer->ops);
         double start = clock_seconds(), lr = 0;
         SHOAL_TRY(train_one_step(trainer, i + 1, &lr));
         if (i >= WARM_STEPS)
             seconds[i - WARM_STEPS] = clock_seconds() - start;
+        if (i > 0 && device_has_queues(trainer->device))
+            continue;
+        for (int class = 0; class < OP_CLASS_COUNT; class ++)
+            profile[class] = *ops_profile(trainer->ops, (enum op_class) class);
     }
+    return SHOAL_OK;
+}
+
+static shoal_status measure(struct trainer *trainer, const struct bench_params *params)
+{
+    double seconds[BENCH_MAX_STEPS], rate = 0;
+    struct op_profile profile[OP_CLASS_COUNT];
+    struct matmul_floor floor;
+    FILE *out = params->out;
+
+    SHOAL_TRY(time_steps(trainer, params->steps, seconds, profile));
     double last = seconds[params->steps - 1];
     bool queues = device_has_queues(trainer->device), first = comm_rank(trainer->comm) == 0;
     qsort(seconds, (size_t)params->steps, sizeof seconds[0], by_value);
@@ -300,8 +316,11 @@ static shoal_status measure(struct trainer *trainer, const struct bench_params *
             100 * floor.seconds / seconds[params->steps / 2]);
     fprintf(out, "%s: %.1f GB/s read and written\nthe last step, by class of work:\n",
             queues ? "copies on the device" : "memcpy with all threads", 1e-9 * rate);
-    const struct floors floors = step_floors(trainer, floor.flops / floor.seconds, rate);
-    (queues ? print_kinds : print_classes)(trainer, out, last, &floors);
+    const struct floors floors = step_floors(trainer, profile, floor.flops / floor.seconds, rate);
+    if (queues)
+        print_kinds(trainer, out, last, &floors);
+    else
+        print_classes(trainer, out, last, profile, &floors);
     return SHOAL_OK;
 }
 

@@ -142,6 +142,8 @@ shoal_status train_build(struct trainer *trainer)
                            &trainer->build));
     SHOAL_TRY(build_step(trainer->build, &env, &trainer->step));
     exec_use_device(trainer->step, trainer->device);
+    if (trainer->config->run.graphs)
+        exec_use_graphs(trainer->step);
     SHOAL_TRY(exec_prepare(trainer->step));
     SHOAL_TRY(build_eval(trainer->build, &env, &trainer->eval));
     exec_use_device(trainer->eval, trainer->device);

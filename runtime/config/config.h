@@ -38,6 +38,7 @@ struct config {
         bool bind;   /* bind threads to cores */
         char device[16];
         char attention[8]; /* auto | cudnn | own */
+        bool graphs;
     } run;
     struct {
         char preset[64];        /* "": sizes by hand */

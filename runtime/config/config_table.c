@@ -51,6 +51,13 @@ static const struct config_key keys[] = {
      .choices = "auto|cpu|cuda",
      .also = "accelerator",
      .help = "Where a rank computes; auto: cuda where a GPU is found, else cpu."},
+    {.path = "run.graphs",
+     .type = CONFIG_BOOL,
+     FIELD(run.graphs),
+     .fallback = "false",
+     .also = "cuda_graphs cudagraphs",
+     .help = "Issue the passes of each unit on cuda as a recorded graph from the third step on: "
+             "less work for the host between kernels. Never changes results."},
     {.path = "run.attention",
      .type = CONFIG_CHOICE,
      FIELD(run.attention),

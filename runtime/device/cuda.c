@@ -231,6 +231,47 @@ static shoal_status cuda_event_seconds(struct device *device, struct device_even
     return SHOAL_OK;
 }
 
+/* Only this thread's calls are held to what may be recorded: others allocate and copy. */
+static shoal_status cuda_record_begin(struct device *device, enum device_queue queue)
+{
+    return cuda_check(
+        cudaStreamBeginCapture(device_cuda_stream(device, queue), cudaStreamCaptureModeThreadLocal),
+        "record a queue");
+}
+
+static shoal_status cuda_record_end(struct device *device, enum device_queue queue,
+                                    struct device_graph **graph_out)
+{
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+
+    SHOAL_TRY(cuda_check(cudaStreamEndCapture(device_cuda_stream(device, queue), &graph),
+                         "end the recording of a queue"));
+    shoal_status status = cuda_check(cudaGraphInstantiate(&exec, graph, 0), "make a graph");
+    cudaGraphDestroy(graph);
+    *graph_out = (struct device_graph *)(void *)exec;
+    return status;
+}
+
+static cudaGraphExec_t graph_of(struct device_graph *graph)
+{
+    return (cudaGraphExec_t)(void *)graph;
+}
+
+static shoal_status cuda_graph_launch(struct device *device, struct device_graph *graph,
+                                      enum device_queue queue)
+{
+    return cuda_check(cudaGraphLaunch(graph_of(graph), device_cuda_stream(device, queue)),
+                      "issue a graph");
+}
+
+static void cuda_graph_destroy(struct device *device, struct device_graph *graph)
+{
+    (void)device;
+    if (graph != NULL)
+        cudaGraphExecDestroy(graph_of(graph));
+}
+
 static const struct device_ops cuda_ops = {.name = "cuda",
                                            .separate = true,
                                            .describe = cuda_describe,
@@ -249,7 +290,11 @@ static const struct device_ops cuda_ops = {.name = "cuda",
                                            .event_record = cuda_event_record,
                                            .event_wait = cuda_event_wait,
                                            .event_sync = cuda_event_sync,
-                                           .event_seconds = cuda_event_seconds};
+                                           .event_seconds = cuda_event_seconds,
+                                           .record_begin = cuda_record_begin,
+                                           .record_end = cuda_record_end,
+                                           .graph_launch = cuda_graph_launch,
+                                           .graph_destroy = cuda_graph_destroy};
 
 /* A fact for people: 0 where the driver does not tell. */
 static double fact(int ordinal, enum cudaDeviceAttr which)

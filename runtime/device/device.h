@@ -23,6 +23,9 @@ struct device;
 /* A point in the work of a queue; made by the device's ops. */
 struct device_event;
 
+/* Work of a queue that was recorded, to be issued again in one call (a CUDA graph). */
+struct device_graph;
+
 enum device_queue { QUEUE_COMPUTE, QUEUE_COMM, QUEUE_H2D, QUEUE_D2H, QUEUE_COUNT };
 
 struct device_ops {
@@ -72,6 +75,18 @@ struct device_ops {
     /* Seconds between two events that are done. */
     shoal_status (*event_seconds)(struct device *device, struct device_event *from,
                                   struct device_event *to, double *seconds_out);
+
+    /*
+     * Between begin and end what the calling thread issues to `queue` is recorded and does not run;
+     * events are not part of it.  A launch issues all of it with the addresses and numbers of the
+     * recording.  NULL on a device that cannot record.
+     */
+    shoal_status (*record_begin)(struct device *device, enum device_queue queue);
+    shoal_status (*record_end)(struct device *device, enum device_queue queue,
+                               struct device_graph **graph_out);
+    shoal_status (*graph_launch)(struct device *device, struct device_graph *graph,
+                                 enum device_queue queue);
+    void (*graph_destroy)(struct device *device, struct device_graph *graph);
 
     /*
      * Around the `run` of an operation that the device executes.  Only for devices that tests

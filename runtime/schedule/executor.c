@@ -13,6 +13,11 @@ void exec_use_device(struct schedule *sched, struct device *device)
     sched->device = device_has_queues(device) ? device : NULL;
 }
 
+void exec_use_graphs(struct schedule *sched)
+{
+    sched->use_graphs = sched->device != NULL && sched->device->ops->record_begin != NULL;
+}
+
 shoal_status exec_prepare(struct schedule *sched)
 {
     if (sched->begin != NULL)

@@ -11,8 +11,8 @@
  * that this queue (or the calling thread) has waited for before.  An operation on the host
  * is complete when it returns: nobody has to wait for it.
  *
- * After a failure the queues are left as they are: one may wait for a peer that is gone, and the
- * run is over.
+ * After a failure the queues are left as they are: one may wait for a peer that is gone, or be
+ * recorded, and the run is over.
  */
 
 enum { ON_HOST = -1 };
@@ -41,7 +41,8 @@ shoal_status queues_prepare(struct schedule *sched)
 
     sched->begun = calloc(n, sizeof *sched->begun);
     sched->ended = calloc(n, sizeof *sched->ended);
-    if (sched->begun == NULL || sched->ended == NULL)
+    sched->graphs = calloc(n, sizeof *sched->graphs);
+    if (sched->begun == NULL || sched->ended == NULL || sched->graphs == NULL)
         return fail(SHOAL_ERR_NOMEM, "schedule %s: cannot allocate %d events", sched->name,
                     2 * sched->n_ops);
     SHOAL_TRY(device->ops->event_create(device, &sched->origin));
@@ -64,10 +65,14 @@ void queues_release(struct schedule *sched)
         if (sched->ended[i] != NULL)
             device->ops->event_destroy(device, sched->ended[i]);
     }
+    for (int i = 0; sched->graphs != NULL && i < sched->n_ops; i++)
+        if (sched->graphs[i] != NULL)
+            device->ops->graph_destroy(device, sched->graphs[i]);
     if (sched->origin != NULL)
         device->ops->event_destroy(device, sched->origin);
     free(sched->begun);
     free(sched->ended);
+    free(sched->graphs);
 }
 
 /* Per queue the latest dependency of an operation; -1: none. */
@@ -102,6 +107,33 @@ static shoal_status run_on_host(struct schedule *sched, int i, struct waits *wai
     return status;
 }
 
+static shoal_status run_exposed(struct schedule *sched, const struct op *op)
+{
+    struct device *device = sched->device;
+
+    if (device->ops->expose != NULL)
+        device->ops->expose(device, true);
+    shoal_status status = op->run(op);
+    if (device->ops->expose != NULL)
+        device->ops->expose(device, false);
+    return status;
+}
+
+static shoal_status run_op(struct schedule *sched, int i, enum device_queue queue)
+{
+    const struct op *op = &sched->ops[i];
+    struct device *device = sched->device;
+
+    if (!op->steady || !sched->use_graphs || !sched->ran_once)
+        return run_exposed(sched, op);
+    if (sched->graphs[i] == NULL) {
+        SHOAL_TRY(device->ops->record_begin(device, queue));
+        SHOAL_TRY(run_exposed(sched, op));
+        SHOAL_TRY(device->ops->record_end(device, queue, &sched->graphs[i]));
+    }
+    return device->ops->graph_launch(device, sched->graphs[i], queue);
+}
+
 static shoal_status issue(struct schedule *sched, int i, int queue, struct waits *waits)
 {
     const struct op *op = &sched->ops[i];
@@ -118,11 +150,7 @@ static shoal_status issue(struct schedule *sched, int i, int queue, struct waits
         waits->by_queue[queue][other] = deps[other];
     }
     SHOAL_TRY(device->ops->event_record(device, sched->begun[i], (enum device_queue)queue));
-    if (device->ops->expose != NULL)
-        device->ops->expose(device, true);
-    shoal_status status = op->run(op);
-    if (device->ops->expose != NULL)
-        device->ops->expose(device, false);
+    shoal_status status = run_op(sched, i, (enum device_queue)queue);
     waits->issued[queue] = i;
     SHOAL_TRY(status);
     return device->ops->event_record(device, sched->ended[i], (enum device_queue)queue);
@@ -187,6 +215,7 @@ shoal_status queues_run(struct schedule *sched)
             return exec_blame(sched, op, status);
     }
     SHOAL_TRY(drain(sched, &waits));
+    sched->ran_once = true;
     atomic_store_explicit(&sched->current, NULL, memory_order_relaxed);
     return read_times(sched);
 }

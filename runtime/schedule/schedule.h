@@ -147,6 +147,8 @@ struct op {
      * its results when it returns.  Always so for the disk lanes and HOST.
      */
     bool host;
+    /* `run` issues the same work in every run of the schedule: it may be recorded and replayed. */
+    bool steady;
     int n_slots;
     struct {
         int slot;
@@ -189,6 +191,13 @@ struct device;
  * Before exec_prepare; without it, or on a device without queues, lanes are synchronous.
  */
 void exec_use_device(struct schedule *sched, struct device *device);
+
+/*
+ * From the third exec_run on, steady operations are issued as recordings of the second (CUDA graphs);
+ * the first runs them as they are, as libraries set themselves up then.  Before exec_prepare; no
+ * effect without queues or where the device cannot record.
+ */
+void exec_use_graphs(struct schedule *sched);
 
 /* Allocate what a run needs (times and events per operation); once, before the first step. */
 shoal_status exec_prepare(struct schedule *sched);

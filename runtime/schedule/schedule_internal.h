@@ -35,6 +35,8 @@ struct schedule {
     struct device *device; /* NULL: lanes are synchronous */
     struct device_event **begun, **ended, *origin;
     double origin_seconds;
+    bool use_graphs, ran_once;
+    struct device_graph **graphs; /* of steady operations, NULL: not recorded yet */
     _Atomic(const struct op *) current;
 };
 

@@ -32,13 +32,22 @@ struct queue {
     unsigned seed;
 };
 
+/* Jobs of one queue. */
+struct device_graph {
+    enum device_queue queue;
+    int n_jobs;
+    struct job jobs[16];
+};
+
 struct fake_device {
     struct device device;
+    struct device_graph *recording;
+    int recorded, launched;
     pthread_mutex_t lock;
     pthread_cond_t moved;
     struct queue queues[QUEUE_COUNT];
     int queue_waits, host_waits;
-    bool ignore_waits, broken;
+    bool ignore_waits, broken, cannot_record;
 };
 
 static struct fake_device *fake_of(const struct device *device)
@@ -106,7 +115,12 @@ static void issue(struct fake_device *fake, enum device_queue at, struct job job
 void fake_device_issue(struct device *device, enum device_queue queue, fake_job_fn *fn, void *arg)
 {
     struct fake_device *fake = fake_of(device);
+    struct device_graph *graph = fake->recording;
 
+    if (graph != NULL && graph->queue == queue) {
+        graph->jobs[graph->n_jobs++] = (struct job){.kind = JOB_RUN, .fn = fn, .arg = arg};
+        return;
+    }
     pthread_mutex_lock(&fake->lock);
     issue(fake, queue, (struct job){.kind = JOB_RUN, .fn = fn, .arg = arg});
     pthread_mutex_unlock(&fake->lock);
@@ -183,6 +197,48 @@ static shoal_status fake_queue_sync(struct device *device, enum device_queue que
     return broken ? fail(SHOAL_ERR_UNAVAILABLE, "the device has fallen off the bus") : SHOAL_OK;
 }
 
+static shoal_status fake_record_begin(struct device *device, enum device_queue queue)
+{
+    struct fake_device *fake = fake_of(device);
+
+    if (fake->cannot_record)
+        return fail(SHOAL_ERR_UNAVAILABLE, "this cannot be recorded");
+    fake->recording = calloc(1, sizeof *fake->recording);
+    fake->recording->queue = queue;
+    return SHOAL_OK;
+}
+
+static shoal_status fake_record_end(struct device *device, enum device_queue queue,
+                                    struct device_graph **graph_out)
+{
+    struct fake_device *fake = fake_of(device);
+
+    (void)queue;
+    *graph_out = fake->recording;
+    fake->recording = NULL;
+    fake->recorded++;
+    return SHOAL_OK;
+}
+
+static shoal_status fake_graph_launch(struct device *device, struct device_graph *graph,
+                                      enum device_queue queue)
+{
+    struct fake_device *fake = fake_of(device);
+
+    pthread_mutex_lock(&fake->lock);
+    for (int i = 0; i < graph->n_jobs; i++)
+        issue(fake, queue, graph->jobs[i]);
+    fake->launched++;
+    pthread_mutex_unlock(&fake->lock);
+    return SHOAL_OK;
+}
+
+static void fake_graph_destroy(struct device *device, struct device_graph *graph)
+{
+    fake_of(device)->recorded--;
+    free(graph);
+}
+
 static const struct device_ops fake_ops = {.name = "fake",
                                            .separate = true,
                                            .queue_sync = fake_queue_sync,
@@ -191,7 +247,11 @@ static const struct device_ops fake_ops = {.name = "fake",
                                            .event_record = fake_event_record,
                                            .event_wait = fake_event_wait,
                                            .event_sync = fake_event_sync,
-                                           .event_seconds = fake_event_seconds};
+                                           .event_seconds = fake_event_seconds,
+                                           .record_begin = fake_record_begin,
+                                           .record_end = fake_record_end,
+                                           .graph_launch = fake_graph_launch,
+                                           .graph_destroy = fake_graph_destroy};
 
 struct device *fake_device_open(unsigned seed)
 {
@@ -241,4 +301,19 @@ void fake_device_ignore_waits(struct device *device)
 void fake_device_break(struct device *device)
 {
     fake_of(device)->broken = true;
+}
+
+int fake_device_graphs(const struct device *device)
+{
+    return fake_of(device)->recorded;
+}
+
+int fake_device_launches(const struct device *device)
+{
+    return fake_of(device)->launched;
+}
+
+void fake_device_refuse_recording(struct device *device)
+{
+    fake_of(device)->cannot_record = true;
 }

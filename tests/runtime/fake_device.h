@@ -23,6 +23,11 @@ void fake_device_issue(struct device *device, enum device_queue queue, fake_job_
 int fake_device_queue_waits(const struct device *device);
 int fake_device_host_waits(const struct device *device);
 
+/* Graphs that exist, and launches of graphs since open. */
+int fake_device_graphs(const struct device *device);
+int fake_device_launches(const struct device *device);
+void fake_device_refuse_recording(struct device *device);
+
 /* Ignore event_wait (to see a test notice it); let the next queue_sync fail. */
 void fake_device_ignore_waits(struct device *device);
 void fake_device_break(struct device *device);

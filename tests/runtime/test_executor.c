@@ -19,6 +19,7 @@ static struct plan *plan;
 static struct schedule *sched;
 static struct device *device;
 static int slots[SLOTS];
+static bool steady; /* of the operations that are appended */
 static uint64_t memory[SLOTS];
 
 static void setup(void)
@@ -35,6 +36,7 @@ static void teardown(void)
     plan_destroy(plan);
     if (device != NULL)
         fake_device_close(device);
+    steady = false;
 }
 
 TestSuite(executor, .init = setup, .fini = teardown, .timeout = 120);
@@ -82,6 +84,7 @@ static void append(int index, enum lane lane, bool host, const int *used, int n,
                     .unit = -1,
                     .index = index,
                     .host = host,
+                    .steady = steady,
                     .run = run_work};
 
     for (int i = 0; i < n; i++)
@@ -213,6 +216,56 @@ Test(executor, reports_a_queue_that_failed_later)
     exec_use_device(sched, device);
     cr_assert_eq(exec_run(sched), SHOAL_ERR_UNAVAILABLE);
     cr_assert_str_eq(shoal_last_error(), "forward 6: the device has fallen off the bus");
+}
+
+Test(executor, replays_what_steady_operations_issued_in_the_second_run)
+{
+    uint64_t difference[SLOTS];
+
+    steady = true;
+    device = fake_device_open(9);
+    random_schedule(9);
+    exec_use_device(sched, device);
+    exec_use_graphs(sched);
+    run_and_compare(1, difference);
+    cr_assert_eq(fake_device_graphs(device), 0);
+    run_and_compare(3, difference);
+    for (int i = 0; i < SLOTS; i++)
+        cr_assert_eq(difference[i], 0, "slot %d", i);
+    const int n = fake_device_graphs(device);
+    cr_assert_gt(n, OPS / 4);
+    cr_assert_lt(n, OPS); /* those on the host are not recorded */
+    cr_assert_eq(fake_device_launches(device), 3 * n);
+    sched_destroy(sched);
+    cr_assert_eq(fake_device_graphs(device), 0);
+    cr_assert_eq(sched_create("test", plan, &sched), SHOAL_OK);
+}
+
+Test(executor, records_nothing_that_is_not_steady)
+{
+    uint64_t difference[SLOTS];
+
+    device = fake_device_open(10);
+    random_schedule(10);
+    exec_use_device(sched, device);
+    exec_use_graphs(sched);
+    run_and_compare(3, difference);
+    cr_assert_eq(fake_device_graphs(device), 0);
+}
+
+Test(executor, reports_an_operation_that_cannot_be_recorded)
+{
+    int a[] = {0};
+
+    steady = true;
+    device = fake_device_open(11);
+    fake_device_refuse_recording(device);
+    append(3, LANE_COMPUTE, false, a, 1, 1);
+    exec_use_device(sched, device);
+    exec_use_graphs(sched);
+    cr_assert_eq(exec_run(sched), SHOAL_OK);
+    cr_assert_eq(exec_run(sched), SHOAL_ERR_UNAVAILABLE);
+    cr_assert_str_eq(shoal_last_error(), "forward 3: this cannot be recorded");
 }
 
 struct span {

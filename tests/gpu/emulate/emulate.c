@@ -12,7 +12,7 @@
 #include <ucontext.h>
 
 /* Limits of an sm_90 that launches are held to. */
-enum { THREADS_MAX = 1024, SHARED_MAX = 227 << 10, STACK_BYTES = 128 << 10 };
+enum { THREADS_MAX = 1024, SHARED_MAX = 227 << 10, PARAMETERS_MAX = 4096, STACK_BYTES = 128 << 10 };
 
 enum state { RUNNING, WAITS_FOR_BLOCK, WAITS_FOR_WARP, DONE };
 
@@ -190,12 +190,49 @@ static void run_block(unsigned seed)
     }
 }
 
-void emulate_launch(const char *what, struct emulate_index grid, unsigned threads,
-                    size_t shared_bytes, void (*kernel)(const void *arg), const void *arg)
+struct call {
+    const char *what;
+    struct emulate_index grid;
+    unsigned threads;
+    size_t shared_bytes;
+    void (*kernel)(const void *arg);
+    _Alignas(16) char arg[PARAMETERS_MAX];
+};
+
+static void run_call(const void *issued)
 {
     static unsigned launches;
+    const struct call *call = issued;
     const unsigned seed = launches++;
+    const struct emulate_index grid = call->grid;
+    const unsigned blocks = grid.x * grid.y * grid.z;
+
+    create_fibers();
+    now.what = call->what;
+    now.kernel = call->kernel;
+    now.arg = call->arg;
+    now.threads = call->threads;
+    emulate_block_size = (struct emulate_index){call->threads, 1, 1};
+    emulate_grid = grid;
+    for (unsigned i = 0; i < blocks; i++) {
+        const unsigned block = permuted(i, blocks, seed);
+        emulate_block = (struct emulate_index){block % grid.x, block / grid.x % grid.y,
+                                               block / grid.x / grid.y};
+        memset(emulate_shared, 0xff, call->shared_bytes);
+        run_block(seed);
+    }
+}
+
+void emulate_launch(const char *what, struct emulate_index grid, unsigned threads,
+                    size_t shared_bytes, void (*kernel)(const void *arg), const void *arg,
+                    size_t n_bytes)
+{
     const uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
+    struct call call = {.what = what,
+                        .grid = grid,
+                        .threads = threads,
+                        .shared_bytes = shared_bytes,
+                        .kernel = kernel};
 
     now.what = what;
     emulate_expect(grid.x > 0 && grid.x <= INT32_MAX && grid.y > 0 && grid.y <= 65535 &&
@@ -204,19 +241,70 @@ void emulate_launch(const char *what, struct emulate_index grid, unsigned thread
     emulate_expect(threads > 0 && threads <= THREADS_MAX && threads % EMULATE_WARP == 0,
                    "bad number of threads");
     emulate_expect(shared_bytes <= SHARED_MAX, "too much shared memory");
-    create_fibers();
-    now.kernel = kernel;
-    now.arg = arg;
-    now.threads = threads;
-    emulate_block_size = (struct emulate_index){threads, 1, 1};
-    emulate_grid = grid;
-    for (unsigned i = 0; i < blocks; i++) {
-        const unsigned block = permuted(i, (unsigned)blocks, seed);
-        emulate_block = (struct emulate_index){block % grid.x, block / grid.x % grid.y,
-                                               block / grid.x / grid.y};
-        memset(emulate_shared, 0xff, shared_bytes);
-        run_block(seed);
+    emulate_expect(n_bytes <= sizeof call.arg, "too many parameters");
+    memcpy(call.arg, arg, n_bytes);
+    emulate_issue(run_call, &call, sizeof call);
+}
+
+/* ---- recordings ---- */
+
+struct step {
+    struct step *next;
+    void (*run)(const void *arg);
+    _Alignas(16) char arg[];
+};
+
+struct emulate_recording {
+    struct step *first, **end;
+};
+
+static struct emulate_recording *open_recording;
+
+void emulate_issue(void (*run)(const void *arg), const void *arg, size_t n_bytes)
+{
+    if (open_recording == NULL) {
+        run(arg);
+        return;
     }
+    struct step *step = calloc(1, sizeof *step + n_bytes);
+    emulate_expect(step != NULL, "no memory");
+    step->run = run;
+    memcpy(step->arg, arg, n_bytes);
+    *open_recording->end = step;
+    open_recording->end = &step->next;
+}
+
+void emulate_record_begin(void)
+{
+    emulate_expect(open_recording == NULL, "a recording is open already");
+    open_recording = calloc(1, sizeof *open_recording);
+    emulate_expect(open_recording != NULL, "no memory");
+    open_recording->end = &open_recording->first;
+}
+
+struct emulate_recording *emulate_record_end(void)
+{
+    struct emulate_recording *recording = open_recording;
+
+    emulate_expect(recording != NULL, "no recording is open");
+    open_recording = NULL;
+    return recording;
+}
+
+void emulate_replay(const struct emulate_recording *recording)
+{
+    for (const struct step *step = recording->first; step != NULL; step = step->next)
+        step->run(step->arg);
+}
+
+void emulate_recording_free(struct emulate_recording *recording)
+{
+    while (recording->first != NULL) {
+        struct step *step = recording->first;
+        recording->first = step->next;
+        free(step);
+    }
+    free(recording);
 }
 
 /* ---- the runtime, on host memory ---- */
@@ -263,10 +351,25 @@ cudaError_t cudaMemcpy(void *dst, const void *src, size_t n_bytes, enum cudaMemc
     return cudaSuccess;
 }
 
+struct memset_call {
+    void *dst;
+    int value;
+    size_t n_bytes;
+};
+
+static void run_memset(const void *issued)
+{
+    const struct memset_call *call = issued;
+
+    memset(call->dst, call->value, call->n_bytes);
+}
+
 cudaError_t cudaMemsetAsync(void *dst, int value, size_t n_bytes, cudaStream_t stream)
 {
+    const struct memset_call call = {.dst = dst, .value = value, .n_bytes = n_bytes};
+
     (void)stream;
-    memset(dst, value, n_bytes);
+    emulate_issue(run_memset, &call, sizeof call);
     return cudaSuccess;
 }
 

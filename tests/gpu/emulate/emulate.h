@@ -30,9 +30,21 @@ struct emulate_index {
 extern struct emulate_index emulate_thread, emulate_block, emulate_block_size, emulate_grid;
 extern void *emulate_shared;
 
-/* Run kernel(arg) in every thread of the grid; `what` names it in messages. */
+/* Run kernel(arg) in every thread of the grid; `what` names it in messages.  arg has n_bytes. */
 void emulate_launch(const char *what, struct emulate_index grid, unsigned threads,
-                    size_t shared_bytes, void (*kernel)(const void *arg), const void *arg);
+                    size_t shared_bytes, void (*kernel)(const void *arg), const void *arg,
+                    size_t n_bytes);
+
+/*
+ * The work of streams: run(arg) now or, between record_begin and record_end, kept with a copy of
+ * arg's n_bytes and run by each replay.
+ */
+struct emulate_recording;
+void emulate_issue(void (*run)(const void *arg), const void *arg, size_t n_bytes);
+void emulate_record_begin(void);
+struct emulate_recording *emulate_record_end(void);
+void emulate_replay(const struct emulate_recording *recording);
+void emulate_recording_free(struct emulate_recording *recording);
 
 /* Wait for all threads of the block. */
 void emulate_sync_block(void);

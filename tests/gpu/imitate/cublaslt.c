@@ -1,4 +1,5 @@
 /* cuBLASLt's matmul: D = alpha op(A) op(B) + beta C (+ bias), all column-major. */
+#include "tests/gpu/emulate/emulate.h"
 #include "tests/gpu/imitate/imitate.h"
 
 #include "runtime/base/dtype.h"
@@ -273,6 +274,37 @@ static bool aligned(const void *p)
     return p != NULL && (uintptr_t)p % 16 == 0;
 }
 
+/* What a call takes of its descriptors, which the next call may change. */
+struct multiplication {
+    struct product p;
+    struct layout a, b, c, d;
+    const void *A, *B, *C;
+    void *D;
+    float alpha, beta;
+};
+
+static void run_multiplication(const void *issued)
+{
+    const struct multiplication *m = issued;
+    const struct product *p = &m->p;
+    const int64_t k = (int64_t)(p->a == CUBLAS_OP_N ? m->a.cols : m->a.rows);
+
+    for (int64_t col = 0; col < (int64_t)m->d.cols; col++) {
+        for (int64_t row = 0; row < (int64_t)m->d.rows; row++) {
+            double sum = 0.0;
+            for (int64_t i = 0; i < k; i++)
+                sum += element(&m->a, p->a, m->A, row, i) * element(&m->b, p->b, m->B, i, col);
+            sum *= (double)m->alpha;
+            if (m->beta != 0.0f)
+                sum += (double)m->beta * load(m->c.type, m->C, col * m->c.ld + row);
+            if (p->epilogue == CUBLASLT_EPILOGUE_BIAS)
+                sum += load(p->bias_type, p->bias, row);
+            store(m->d.type, m->D, col * m->d.ld + row, sum);
+        }
+    }
+    imitate.products++;
+}
+
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t product,
                               const void *alpha, const void *A, cublasLtMatrixLayout_t a_desc,
                               const void *B, cublasLtMatrixLayout_t b_desc, const void *beta,
@@ -283,7 +315,6 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t prod
     const struct product *p = product_of(product);
     const struct layout *a = layout_of(a_desc), *b = layout_of(b_desc);
     const struct layout *c = layout_of(c_desc), *d = layout_of(d_desc);
-    const int64_t k = (int64_t)(p->a == CUBLAS_OP_N ? a->cols : a->rows);
     const cublasStatus_t status = check(p, a, b, c, d);
 
     (void)handle;
@@ -294,19 +325,17 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t prod
     if (algorithm->data[0] != 42 || workspace_bytes < ((size_t)32 << 20) || !aligned(A) ||
         !aligned(B) || !aligned(C) || !aligned(D))
         return CUBLAS_STATUS_INVALID_VALUE;
-    for (int64_t col = 0; col < (int64_t)d->cols; col++) {
-        for (int64_t row = 0; row < (int64_t)d->rows; row++) {
-            double sum = 0.0;
-            for (int64_t i = 0; i < k; i++)
-                sum += element(a, p->a, A, row, i) * element(b, p->b, B, i, col);
-            sum *= (double)*(const float *)alpha;
-            if (*(const float *)beta != 0.0f)
-                sum += (double)*(const float *)beta * load(c->type, C, col * c->ld + row);
-            if (p->epilogue == CUBLASLT_EPILOGUE_BIAS)
-                sum += load(p->bias_type, p->bias, row);
-            store(d->type, D, col * d->ld + row, sum);
-        }
-    }
-    imitate.products++;
+    const struct multiplication m = {.p = *p,
+                                     .a = *a,
+                                     .b = *b,
+                                     .c = *c,
+                                     .d = *d,
+                                     .A = A,
+                                     .B = B,
+                                     .C = C,
+                                     .D = D,
+                                     .alpha = *(const float *)alpha,
+                                     .beta = *(const float *)beta};
+    emulate_issue(run_multiplication, &m, sizeof m);
     return CUBLAS_STATUS_SUCCESS;
 }

@@ -2,6 +2,7 @@
  * cuDNN's backend API: descriptors hold the attributes that they are given; executing a plan
  * interprets the operations of its graph in their order (cudnn_run.c).
  */
+#include "tests/gpu/emulate/emulate.h"
 #include "tests/gpu/imitate/cudnn_imitated.h"
 
 #include <stdlib.h>
@@ -208,18 +209,42 @@ cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t const descriptor
     }
 }
 
+struct execution {
+    const struct imitated_descriptor *graph;
+    struct imitated_pack pack;
+    void *workspace;
+};
+
+static cudnnStatus_t last_execution;
+
+static void run_execution(const void *issued)
+{
+    const struct execution *execution = issued;
+
+    /* All of the workspace may be written. */
+    memset(execution->workspace, 0xff, (size_t)workspace_of(execution->graph));
+    imitate.graphs++;
+    last_execution = imitated_run(execution->graph, &execution->pack);
+}
+
 cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t plan,
                                   cudnnBackendDescriptor_t pack)
 {
     const struct imitated_descriptor *config =
         imitated_child(plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, 0);
     const struct imitated_descriptor *p = pack;
+    const struct imitated_attribute *ids = imitated_find(p, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS);
+    void *const *pointers = imitated_get(p, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS);
     void *const *workspace = imitated_get(p, CUDNN_ATTR_VARIANT_PACK_WORKSPACE);
+    struct execution execution = {.graph = config->graph};
 
-    if (handle == NULL || !p->finalized)
+    if (handle == NULL || !p->finalized || ids->n > IMITATED_TENSORS)
         return CUDNN_STATUS_BAD_PARAM;
-    /* All of the workspace may be written. */
-    memset(*workspace, 0xff, (size_t)workspace_of(config->graph));
-    imitate.graphs++;
-    return imitated_run(config->graph, pack);
+    execution.workspace = *workspace;
+    execution.pack.n = (int)ids->n;
+    memcpy(execution.pack.ids, ids->values, (size_t)ids->n * sizeof execution.pack.ids[0]);
+    memcpy(execution.pack.pointers, pointers, (size_t)ids->n * sizeof(void *));
+    last_execution = CUDNN_STATUS_SUCCESS;
+    emulate_issue(run_execution, &execution, sizeof execution);
+    return last_execution;
 }

@@ -32,6 +32,15 @@ const struct imitated_descriptor *imitated_child(const struct imitated_descripto
 /* The dimensions of an operation's tensors go together; true for what is no operation. */
 bool imitated_operation_is_valid(const struct imitated_descriptor *d);
 
+enum { IMITATED_TENSORS = 16 };
+
+/* What an execution takes of its variant pack, which the next one may change. */
+struct imitated_pack {
+    int n;
+    int64_t ids[IMITATED_TENSORS];
+    void *pointers[IMITATED_TENSORS];
+};
+
 /* Run the operations of a graph on the memory of a variant pack. */
 cudnnStatus_t imitated_run(const struct imitated_descriptor *graph,
-                           const struct imitated_descriptor *pack);
+                           const struct imitated_pack *pack);

@@ -22,7 +22,7 @@ struct tensor {
 };
 
 struct run {
-    const struct imitated_descriptor *pack;
+    const struct imitated_pack *pack;
     int n;
     struct tensor tensors[TENSORS];
     bool good;
@@ -48,14 +48,11 @@ static int64_t extent(const struct tensor *t)
     return last + 1;
 }
 
-static void *packed_pointer(const struct imitated_descriptor *pack, int64_t id)
+static void *packed_pointer(const struct imitated_pack *pack, int64_t id)
 {
-    const struct imitated_attribute *ids = imitated_find(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS);
-    void *const *pointers = imitated_get(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS);
-
-    for (int64_t i = 0; i < ids->n; i++)
-        if (((const int64_t *)ids->values)[i] == id)
-            return pointers[i];
+    for (int i = 0; i < pack->n; i++)
+        if (pack->ids[i] == id)
+            return pack->pointers[i];
     return NULL;
 }
 
@@ -254,7 +251,7 @@ bool imitated_operation_is_valid(const struct imitated_descriptor *d)
 }
 
 cudnnStatus_t imitated_run(const struct imitated_descriptor *graph,
-                           const struct imitated_descriptor *pack)
+                           const struct imitated_pack *pack)
 {
     const struct imitated_attribute *operations =
         imitated_find(graph, CUDNN_ATTR_OPERATIONGRAPH_OPS);

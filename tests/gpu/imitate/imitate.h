@@ -21,7 +21,7 @@ struct imitate {
     int fail_attribute;  /* the n-th cudnnBackendSetAttribute from now fails; 0: none */
 
     /* What was done. */
-    int products, graphs;
+    int products, graphs, replays;
     int live_descriptors; /* of cuBLASLt and cuDNN, handles included */
 };
 

@@ -1,4 +1,5 @@
 /* The CUDA runtime beside what tests/gpu/emulate has: one device, one stream that runs at once. */
+#include "tests/gpu/emulate/emulate.h"
 #include "tests/gpu/imitate/imitate.h"
 
 #include <cuda_runtime_api.h>
@@ -67,23 +68,95 @@ cudaError_t cudaFreeHost(void *p)
     return cudaSuccess;
 }
 
+/* `height` rows of `width` bytes: a copy, or a fill with `value` where there is no source. */
+struct memory_call {
+    void *dst;
+    const void *src;
+    int value;
+    size_t pitch, width, height;
+};
+
+static void run_memory(const void *issued)
+{
+    const struct memory_call *call = issued;
+
+    for (size_t row = 0; row < call->height; row++) {
+        char *dst = (char *)call->dst + row * call->pitch;
+        if (call->src == NULL)
+            memset(dst, call->value, call->width);
+        else
+            memcpy(dst, call->src, call->width);
+    }
+}
+
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, enum cudaMemcpyKind kind,
                             cudaStream_t stream)
 {
+    const struct memory_call call = {.dst = dst, .src = src, .width = n_bytes, .height = 1};
+
     (void)kind;
     (void)stream;
-    memcpy(dst, src, n_bytes);
+    emulate_issue(run_memory, &call, sizeof call);
     return cudaSuccess;
 }
 
 cudaError_t cudaMemset2DAsync(void *dst, size_t pitch, int value, size_t width, size_t height,
                               cudaStream_t stream)
 {
+    const struct memory_call call = {
+        .dst = dst, .value = value, .pitch = pitch, .width = width, .height = height};
+
     (void)stream;
-    for (size_t row = 0; row < height; row++)
-        memset((char *)dst + row * pitch, value, width);
+    emulate_issue(run_memory, &call, sizeof call);
     return cudaSuccess;
 }
+
+/* ---- graphs ---- */
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode)
+{
+    (void)stream;
+    (void)mode;
+    emulate_record_begin();
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
+{
+    (void)stream;
+    *graph = (cudaGraph_t)(void *)emulate_record_end();
+    return cudaSuccess;
+}
+
+/* The graph itself is what is launched. */
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags)
+{
+    (void)flags;
+    *exec = (cudaGraphExec_t)(void *)graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    (void)graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
+{
+    (void)stream;
+    emulate_replay((const struct emulate_recording *)(const void *)exec);
+    imitate.replays++;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
+{
+    emulate_recording_free((struct emulate_recording *)(void *)exec);
+    return cudaSuccess;
+}
+
+/* ---- streams and events ---- */
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {

@@ -108,6 +108,34 @@ Test(imitated_train, goes_on_from_a_checkpoint_of_the_host)
     expect_close("cuda", "host", 3e-3);
 }
 
+/* The losses of a run of six steps with the words of the second on top of those of the first. */
+static void imitated_series(const char *name, const char *const *words, const char *word,
+                            char out[RIG_SERIES_BYTES])
+{
+    const char *const more[] = {"steps=6", word, NULL};
+
+    cr_assert_eq(run(imitated, name, "run.device=cuda", rig_words(words, more)), 0, "%s",
+                 rig_log());
+    rig_series(directory, name, out);
+}
+
+Test(imitated_train, is_the_same_from_recorded_graphs)
+{
+    static const char *const plain[] = {"parallel.prefetch=off", NULL};
+    static const char *const more[] = {"precision.compute=bf16",  "parallel.recompute=true",
+                                       "model.hidden=128",        "model.heads=2",
+                                       "model.kv_heads=2",        "batch.micro=2",
+                                       "parallel.order=vertical", NULL};
+    char with[RIG_SERIES_BYTES], without[RIG_SERIES_BYTES];
+
+    imitated_series("a", plain, "run.graphs=false", without);
+    imitated_series("b", plain, "run.graphs=true", with);
+    cr_assert_str_eq(with, without);
+    imitated_series("c", more, "run.graphs=false", without);
+    imitated_series("d", more, "run.graphs=true", with);
+    cr_assert_str_eq(with, without);
+}
+
 static int one_step(const char *program, const char *device, const char *word)
 {
     const char *const words[] = {"model.hidden=128",

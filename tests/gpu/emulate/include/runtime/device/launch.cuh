@@ -19,6 +19,7 @@ static inline shoal_status launch(const char *what, void (*kernel)(Parameters...
 
     emulate_launch(
         what, grid, (unsigned)threads, shared_bytes,
-        [](const void *arg) { (*(const decltype(call) *)arg)(); }, &call);
+        [](const void *arg) { (*(const decltype(call) *)arg)(); }, &call,
+        sizeof call);
     return SHOAL_OK;
 }

@@ -32,6 +32,7 @@ class Update(c.Structure):
         ("grad_is_bf16", c.c_int), ("grad_squares", c.c_double), ("seed", c.c_uint64),
         ("grad", c.c_void_p), ("master", c.c_void_p), ("param", c.c_void_p),
         ("states", c.POINTER(c.c_void_p)), ("scratch", c.c_void_p),
+        ("average_share", c.c_double),
     ]
 
 

@@ -57,6 +57,52 @@ shoal_status shoal_optim_get_weights(const struct shoal_optim *optim, const void
     return SHOAL_OK;
 }
 
+static shoal_status check_states(const struct shoal_optim *optim, void *const *states)
+{
+    if (optim->n_states > 0 && states == NULL)
+        return fail(SHOAL_ERR_USAGE, "shoal_optim: states is NULL, expected %d pointers",
+                    optim->n_states);
+    for (int i = 0; i < optim->n_states; i++)
+        SHOAL_TRY(api_check_buffer(optim->states[i].name, states[i], optim->states[i].n_bytes,
+                                   sizeof(float)));
+    return SHOAL_OK;
+}
+
+/* The caller's buffer of a kind; NULL: none. */
+static const char *kind_of(const struct shoal_optim *optim, void *const *states, int kind)
+{
+    for (int i = 0; i < optim->n_states; i++)
+        if (kind >= 0 && optim->states[i].kind == kind)
+            return states[i];
+    return NULL;
+}
+
+shoal_status shoal_optim_get_average(const struct shoal_optim *optim, const void *master,
+                                     const uint16_t *param, void *const *states, float *weights)
+{
+    const struct optim_tensor *tensor = &optim->setup->tensors[TENSOR];
+    const struct optim_codec *codec = tensor->codecs[0];
+    float state[OPTIM_PIECE];
+
+    SHOAL_TRY(check_states(optim, states));
+    SHOAL_TRY(shoal_optim_get_weights(optim, master, param, weights));
+    if (tensor->rule->average == NULL)
+        return SHOAL_OK;
+
+    const char *codes = kind_of(optim, states, tensor->codes[0]);
+    const char *scales = kind_of(optim, states, tensor->scales[0]);
+    for (size_t at = 0; at < elements(optim); at += OPTIM_PIECE) {
+        const size_t left = elements(optim) - at;
+        const size_t n = left < OPTIM_PIECE ? left : OPTIM_PIECE;
+
+        codec->decode[tensor->rule->state_unsigned[0]](
+            codes + codec_code_bytes(codec, at),
+            scales == NULL ? NULL : scales + codec_scale_bytes(codec, at), n, state);
+        tensor->rule->average(&optim->setup->groups[0].hyper, n, state, weights + at);
+    }
+    return SHOAL_OK;
+}
+
 /* ---- the sum of squares, of any number of elements ---- */
 
 struct squares_job {
@@ -126,14 +172,13 @@ static shoal_status check_update(const struct shoal_optim *optim,
     if (!(update->grad_scale >= 0 && isfinite(update->grad_scale)))
         return fail(SHOAL_ERR_USAGE, "shoal_optim_step: grad_scale %g, expected a positive number",
                     (double)update->grad_scale);
+    if (!(update->average_share >= 0 && update->average_share <= 1))
+        return fail(SHOAL_ERR_USAGE,
+                    "shoal_optim_step: average_share %g, expected a number from 0 to 1",
+                    update->average_share);
     SHOAL_TRY(check_grad(optim, update->grad, update->grad_is_bf16));
     SHOAL_TRY(check_weights(optim, update->master, update->param));
-    if (optim->n_states > 0 && update->states == NULL)
-        return fail(SHOAL_ERR_USAGE, "shoal_optim_step: states is NULL, expected %d pointers",
-                    optim->n_states);
-    for (int i = 0; i < optim->n_states; i++)
-        SHOAL_TRY(api_check_buffer(optim->states[i].name, update->states[i],
-                                   optim->states[i].n_bytes, sizeof(float)));
+    SHOAL_TRY(check_states(optim, update->states));
     return api_check_buffer("scratch", update->scratch, optim->scratch_bytes, sizeof(int64_t));
 }
 
@@ -192,7 +237,10 @@ shoal_status shoal_optim_step(struct shoal_optim *optim, const struct shoal_opti
 
     struct optim_step step = {.grad_scale = update.grad_scale == 0 ? 1.0f : update.grad_scale};
     SHOAL_TRY(find_squares(optim, &update, &step));
-    optim_step_begin(optim->setup, update.lr, update.seed, update.step, &step);
+
+    const double share =
+        update.average_share > 0 ? update.average_share : 1.0 / (double)update.step;
+    optim_step_begin(optim->setup, update.lr, share, update.seed, update.step, &step);
 
     struct tile_work work = {.step = &step,
                              .pool = optim->pool,

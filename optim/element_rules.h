@@ -33,6 +33,10 @@ enum optim_scalar {
     MARS_CORRECTION = SCALAR_OWN, /* gamma * beta1 / (1 - beta1) */
     MARS_CLIP,                    /* factor of the corrected gradient, 1 without tensor_clip */
 
+    SCHEDULE_FREE_SHARE = SCALAR_OWN, /* of this step in the average */
+    SCHEDULE_FREE_KEPT,               /* 1 - that */
+    SCHEDULE_FREE_DRIFT,              /* lr beta1 */
+
     SGD_MOMENTUM = SCALAR_OWN,
     SGD_BUFFER_SHARE, /* of the momentum buffer and of the gradient in the update */
     SGD_GRAD_SHARE,
@@ -148,6 +152,17 @@ OPTIM_ELEMENT float mars_step(const float *f, float decay, float g, float p, flo
     s[1] = moved_square(f, s[1], c);
     s[2] = g;
     return p * decay - (s[0] / denominator(f, s[1])) * f[SCALAR_STEP_SIZE];
+}
+
+OPTIM_ELEMENT float schedule_free_step(const float *f, float decay, float g, float p, float *s)
+{
+    const float ahead = s[0];
+
+    s[1] = moved_square(f, s[1], g);
+
+    const float u = g / denominator(f, s[1]) + p * decay;
+    s[0] = (ahead - u * f[SCHEDULE_FREE_DRIFT]) * f[SCHEDULE_FREE_KEPT];
+    return (p + ahead * f[SCHEDULE_FREE_SHARE]) - u * f[SCALAR_STEP_SIZE];
 }
 
 OPTIM_ELEMENT float sgd_step(const float *f, float decay, float g, float p, float *s)

@@ -47,6 +47,7 @@ struct device;
  *     adopt          exp_avg, exp_avg_sq                 clipped by the step, no bias correction
  *     lion           exp_avg                             steps of one size
  *     mars           exp_avg, exp_avg_sq, prev_grad      gamma
+ *     schedule_free  z_minus_y, exp_avg_sq               trains y; the weights to use are an average
  *     sgd            momentum_buffer                     momentum, nesterov; decay as L2
  *
  * AdamW by the conventions of other software, to go on with its runs: the same mathematics but
@@ -76,6 +77,7 @@ struct optim_hyper {
     bool nesterov;             /* sgd */
     double beta3, alpha;       /* ademamix: decay rate and weight of the slow average; 0: AdamW */
     int64_t slow_warmup_steps; /* ademamix: steps in which beta3 and alpha rise; 0: none */
+    double average_share;      /* schedule_free: of this step in the average; optim_step_begin's */
     double gamma;              /* mars: share of the change of the gradient; 0: AdamW */
     double clip_threshold;     /* adafactor, came: largest rms of an update; 0: 1 */
     bool scale_parameter;      /* adafactor: lr is relative to the rms of the tensor */
@@ -104,6 +106,10 @@ struct optim_extent {
 typedef void optim_kernel_fn(const struct optim_scalars *scalars,
                              const struct optim_extent *extent);
 
+/* `weights`, trained, become those to use; `state` is the rule's first. */
+typedef void optim_average_fn(const struct optim_hyper *hyper, size_t n, const float *state,
+                              float *weights);
+
 struct optim_rule {
     const char *name;
     enum optim_need needs;
@@ -114,6 +120,7 @@ struct optim_rule {
     optim_kernel_fn *kernel_scalar;       /* the specification */
     optim_kernel_fn *kernel;              /* the fastest form for this CPU; the same bytes */
     const struct optim_stats_rule *stats; /* OPTIM_NEEDS_BLOCK_SUMS: instead of kernels; stats.h */
+    optim_average_fn *average;            /* NULL: the weights to use are those that are trained */
     bool decay_in_gradient;               /* weight decay joins the gradient (L2) */
     bool compat;                          /* another software's convention: takes no options */
 };
@@ -258,9 +265,24 @@ struct optim_step {
     bool skip;           /* weights and states stay untouched */
 };
 
-/* Scalars of update number `update` at the schedule's learning rate. */
-void optim_step_begin(const struct optim_setup *setup, double lr, uint64_t seed, int64_t update,
-                      struct optim_step *step);
+/*
+ * What an average over the updates so far depends on, zeros before the first.  With rates that a
+ * user changes between runs, and updates that were skipped, it follows from no step number: it goes
+ * into checkpoints.  Factors of groups (lr_scale) cancel out of shares.
+ */
+struct optim_average {
+    double lr_max, weight_sum;
+};
+
+/* Enter an update at the schedule's learning rate; returns its share in the average. */
+double optim_average_add(struct optim_average *average, double lr);
+
+/*
+ * Scalars of update number `update` at the schedule's learning rate; `share` is that of
+ * optim_average_add.
+ */
+void optim_step_begin(const struct optim_setup *setup, double lr, double share, uint64_t seed,
+                      int64_t update, struct optim_step *step);
 
 /*
  * UPDATE of elements [range) of a unit: buffers are those of the slice `origin` (the rank's shard,

@@ -13,7 +13,7 @@ struct optim_rule_forms {
 
 /* One line per rule here, and one in the table of rules.c. */
 extern struct optim_rule_forms optim_adam, optim_adam_atan2, optim_adamw, optim_ademamix,
-    optim_adopt, optim_lion, optim_mars, optim_sgd;
+    optim_adopt, optim_lion, optim_mars, optim_schedule_free, optim_sgd;
 
 /* groups.c: whether a group takes a tensor. */
 bool optim_group_matches(const struct optim_group *group, const struct tensor *tensor);
@@ -63,6 +63,7 @@ optim_kernel_fn optim_ademamix_scalar, optim_ademamix_avx2, optim_ademamix_avx51
 optim_kernel_fn optim_adopt_scalar, optim_adopt_avx2, optim_adopt_avx512;
 optim_kernel_fn optim_lion_scalar, optim_lion_avx2, optim_lion_avx512;
 optim_kernel_fn optim_mars_scalar, optim_mars_avx2, optim_mars_avx512;
+optim_kernel_fn optim_schedule_free_scalar, optim_schedule_free_avx2, optim_schedule_free_avx512;
 optim_kernel_fn optim_sgd_scalar, optim_sgd_avx2, optim_sgd_avx512;
 
 /*

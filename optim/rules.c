@@ -14,6 +14,7 @@ static struct optim_rule_forms *const RULES[] = {
     &optim_adopt,
     &optim_lion,
     &optim_mars,
+    &optim_schedule_free,
     &optim_sgd,
     &optim_adam_mini,
     &optim_adafactor,

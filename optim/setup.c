@@ -79,6 +79,11 @@ static shoal_status resolve(struct optim_setup *setup, int index)
         return fail(SHOAL_ERR_CONFIG,
                     "optimizer.state: %s has nothing to hold: %s keeps no state per element",
                     group->state->name, group->rule->name);
+    if (group->rule->average != NULL && !(group->hyper.beta1 > 0))
+        return fail(SHOAL_ERR_CONFIG,
+                    "optimizer.betas: the first is %g, %s needs one above 0: its gradients are "
+                    "taken between a fast point and the average",
+                    group->hyper.beta1, group->rule->name);
     *out = (struct optim_tensor){.rule = group->rule, .group = g};
     out->decay = group->decay_forced || tensor->decay;
     SHOAL_TRY(enter_scalars(setup, out));
@@ -289,14 +294,15 @@ double optim_state_bytes_per_parameter(const struct optim_setup *setup)
     return bytes / (double)setup->layout->n_parameters;
 }
 
-void optim_step_begin(const struct optim_setup *setup, double lr, uint64_t seed, int64_t update,
-                      struct optim_step *step)
+void optim_step_begin(const struct optim_setup *setup, double lr, double share, uint64_t seed,
+                      int64_t update, struct optim_step *step)
 {
     for (int i = 0; i < setup->n_scalars; i++) {
         const struct optim_group *group = &setup->groups[setup->scalars[i].group];
         struct optim_hyper hyper = group->hyper;
 
         hyper.lr = lr * group->lr_scale;
+        hyper.average_share = share;
         step->scalars[i] = setup->scalars[i].rule->scalars(&hyper, update);
     }
     step->seed = seed;

@@ -64,10 +64,11 @@ shoal_status optim_stats_init(const struct optim_rule *rule, const struct optim_
 
     if (how == NULL)
         return fail(SHOAL_ERR_INTERNAL, "optimizer %s: it has no statistics", rule->name);
-    if (hyper->cautious && (rule->stats != NULL || rule->decay_in_gradient || rule->compat))
+    if (hyper->cautious &&
+        (rule->stats != NULL || rule->decay_in_gradient || rule->compat || rule->average != NULL))
         return fail(SHOAL_ERR_CONFIG,
                     "optimizer %s: it cannot be cautious; expected an element-wise rule with "
-                    "decoupled weight decay that follows no other software",
+                    "decoupled weight decay that averages no weights and follows no other software",
                     rule->name);
     if (tensor->n_elements < 1 || tensor->n_elements > STATS_MAX_ELEMENTS)
         return fail(SHOAL_ERR_CONFIG,

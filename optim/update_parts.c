@@ -23,6 +23,7 @@ static const struct {
     [RULE_LION] = {&optim_lion, 1},
     [RULE_MARS] = {&optim_mars, 1},
     [RULE_SGD] = {&optim_sgd, 0},
+    [RULE_SCHEDULE_FREE] = {&optim_schedule_free, 0},
     [RULE_ADAMW_APEX] = {&optim_adamw_apex, 0},
     [RULE_ADAMW_BNB] = {&optim_adamw_bnb, 1},
     [RULE_ADAMW_DEEPSPEED] = {&optim_adamw_deepspeed, 0},

@@ -17,6 +17,7 @@ enum element_rule {
     RULE_LION,
     RULE_MARS,
     RULE_SGD,
+    RULE_SCHEDULE_FREE,
     RULE_ADAMW_APEX,
     RULE_ADAMW_BNB,
     RULE_ADAMW_DEEPSPEED,

@@ -189,10 +189,12 @@ struct shoal_optim_update {
                             rules over sums; less than this tensor's (0): this tensor's */
     uint64_t seed;       /* of the run, for stochastic rounding */
     const void *grad;
-    void *master;        /* shoal_optim_master_bytes, updated; NULL if that is 0 */
-    uint16_t *param;     /* bf16 weights; with fp32 a rounded copy of master, or NULL */
-    void *const *states; /* shoal_optim_state_count pointers, updated; NULL if that is 0 */
-    void *scratch;       /* shoal_optim_scratch_bytes, aligned to 8; NULL if that is 0 */
+    void *master;         /* shoal_optim_master_bytes, updated; NULL if that is 0 */
+    uint16_t *param;      /* bf16 weights; with fp32 a rounded copy of master, or NULL */
+    void *const *states;  /* shoal_optim_state_count pointers, updated; NULL if that is 0 */
+    void *scratch;        /* shoal_optim_scratch_bytes, aligned to 8; NULL if that is 0 */
+    double average_share; /* schedule_free: the square of the largest rate so far, over the sum of
+                             this over all steps so far; 0: 1 / step, as with one rate */
 };
 
 /*
@@ -203,6 +205,14 @@ struct shoal_optim_update {
  */
 SHOAL_API shoal_status shoal_optim_step(struct shoal_optim *optim,
                                         const struct shoal_optim_update *update);
+
+/*
+ * The weights to use: what shoal_optim_get_weights gives, but with schedule_free the average of
+ * which the weights that are trained are only the point of the next gradient.
+ */
+SHOAL_API shoal_status shoal_optim_get_average(const struct shoal_optim *optim, const void *master,
+                                               const uint16_t *param, void *const *states,
+                                               float *weights);
 
 /*
  * Sum of squares of a gradient: added over all tensors, the global norm's square.  Infinite or

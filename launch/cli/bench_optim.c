@@ -143,7 +143,7 @@ static shoal_status matrix_init(struct matrix *m, const struct bench *bench, int
     for (int i = 0; i < n_updates; i++)
         SHOAL_TRY(append_update(m, all, i));
     rng_fill_normal(1, 1, 0, 0, (size_t)n, 0.01f, plan_ref(m->plan, m->refs.grad));
-    optim_step_begin(m->setup, 1e-3, 1, 1, &m->step);
+    optim_step_begin(m->setup, 1e-3, 1, 1, 1, &m->step);
     for (int i = 0; i < sched_count(m->sched); i++)
         m->bytes += sched_op(m->sched, i)->bytes / (uint64_t)n_updates;
     m->step.grad_squares = 1e-4 * (double)n; /* the squares of 0.01 */
@@ -204,11 +204,23 @@ static shoal_status measure(struct bench *bench, int64_t elements, int threads)
 static shoal_status run_all(struct bench *bench, const struct command_line *line, int64_t elements,
                             int threads)
 {
-    static const char *const rules[] = {
-        "adamw",           "lion",       "adam",      "adam_atan2",
-        "ademamix",        "adopt",      "mars",      "sgd",
-        "adam_mini",       "adafactor",  "came",      "adamw_torch_fused",
-        "adamw_deepspeed", "adamw_apex", "adamw_bnb", NULL};
+    static const char *const rules[] = {"adamw",
+                                        "lion",
+                                        "adam",
+                                        "adam_atan2",
+                                        "ademamix",
+                                        "adopt",
+                                        "mars",
+                                        "sgd",
+                                        "adam_mini",
+                                        "adafactor",
+                                        "came",
+                                        "adamw_torch_fused",
+                                        "adamw_deepspeed",
+                                        "adamw_apex",
+                                        "adamw_bnb",
+                                        "schedule_free",
+                                        NULL};
     const char *rule = option_text(line, "rule"), *state = option_text(line, "state");
     const char *master = option_text(line, "master");
     const bool all = option_is_set(line, "all");

@@ -37,21 +37,38 @@ static struct ckpt_piece *add(struct piece_builder *b, int tensor, const char *k
     return piece;
 }
 
-static void add_master(struct piece_builder *b, int t, struct shard part)
+/* The average, computed when it is saved; nothing is loaded into it. */
+static void add_average(struct piece_builder *b, int t, struct shard part)
+{
+    struct weights_view *view = &b->out->views[2 * t + 1];
+    struct ckpt_piece *piece = add(b, t, "master", NULL);
+
+    piece->begin = part.begin;
+    piece->end = part.end;
+    *view = (struct weights_view){
+        .trainer = b->trainer, .tensor = t, .begin = part.begin, .average = true};
+    weights_view_piece(view, piece);
+}
+
+/* The weights that are trained: what "master" is, unless their average is. */
+static void add_weights(struct piece_builder *b, int t, struct shard part)
 {
     const struct build *build = b->trainer->build;
     const struct tensor *tensor = &build->layout->tensors[t];
     const int64_t at = tensor->offset + part.begin - build_owned(build, tensor->unit).begin;
     float *master = plan_ref(build->plan, build->master[tensor->unit]);
-    struct ckpt_piece *piece = add(b, t, "master", NULL);
+    const bool averaged = build->setup->tensors[t].rule->average != NULL;
+    struct ckpt_piece *piece = add(b, t, averaged ? STATE_TRAINED : "master", NULL);
 
+    if (averaged && b->stored)
+        add_average(b, t, part);
     piece->begin = part.begin;
     piece->end = part.end;
     if (build->setup->master->bits == 32) {
         piece->data = master + at;
         return;
     }
-    struct weights_view *view = &b->out->views[t];
+    struct weights_view *view = &b->out->views[2 * t];
     *view = (struct weights_view){.trainer = b->trainer, .tensor = t, .begin = part.begin};
     weights_view_piece(view, piece);
 }
@@ -143,11 +160,11 @@ shoal_status state_pieces(struct trainer *trainer, bool stored, struct state_pie
 {
     const struct build *build = trainer->build;
     const size_t n_tensors = (size_t)build->layout->n_tensors;
-    const size_t most = n_tensors * (1 + 2 * OPTIM_MAX_STATES + STATS_MAX_VECTORS);
+    const size_t most = n_tensors * (2 + 2 * OPTIM_MAX_STATES + STATS_MAX_VECTORS);
     struct piece_builder b = {.trainer = trainer, .out = out, .stored = stored};
 
     *out = (struct state_pieces){.pieces = calloc(most, sizeof *out->pieces),
-                                 .views = calloc(n_tensors, sizeof *out->views)};
+                                 .views = calloc(2 * n_tensors, sizeof *out->views)};
     if (out->pieces == NULL || out->views == NULL) {
         state_pieces_free(out);
         return fail(SHOAL_ERR_NOMEM, "checkpoint: cannot allocate %zu pieces", most);
@@ -161,7 +178,7 @@ shoal_status state_pieces(struct trainer *trainer, bool stored, struct state_pie
         add_vectors(&b, t, part);
         if (part.begin == part.end)
             continue;
-        add_master(&b, t, part);
+        add_weights(&b, t, part);
         add_states(&b, t, part);
     }
     return SHOAL_OK;

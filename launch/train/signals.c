@@ -33,16 +33,33 @@ int signals_wanted(void)
     return wanted;
 }
 
-bool fault_point(int64_t step, int rank)
+/* What SHOAL_FAULT names for this step and rank; "": nothing. */
+static void fault_named(int64_t step, int rank, char what[8])
 {
     const char *fault = getenv("SHOAL_FAULT");
-    char what[8];
     long long at = 0;
     int on = 0;
 
-    if (fault == NULL || sscanf(fault, "%7[a-z]:%lld:%d", what, &at, &on) != 3)
-        return false;
-    if (at != step || on != rank)
+    if (fault == NULL || sscanf(fault, "%7[a-z]:%lld:%d", what, &at, &on) != 3 || at != step ||
+        on != rank)
+        what[0] = '\0';
+}
+
+void fault_point_look(int64_t step, int rank)
+{
+    char what[8];
+
+    fault_named(step, rank, what);
+    if (strcmp(what, "look") == 0)
+        raise(SIGTERM);
+}
+
+bool fault_point(int64_t step, int rank)
+{
+    char what[8];
+
+    fault_named(step, rank, what);
+    if (what[0] == '\0' || strcmp(what, "look") == 0)
         return false;
     if (strcmp(what, "nan") == 0)
         return true;

@@ -50,6 +50,20 @@ shoal_status state_init(struct trainer *trainer)
     return SHOAL_OK;
 }
 
+shoal_status state_publish_shards(struct trainer *trainer)
+{
+    const struct build *build = trainer->build;
+    const struct policy *policy = &build->policy;
+
+    for (int unit = 0; unit < build->n_units; unit++)
+        if (policy->shards_states && !policy->shards_params)
+            SHOAL_TRY(comm_all_gather(trainer->comm,
+                                      plan_ref(build->plan, build_own_param(build, unit)),
+                                      plan_ref(build->plan, build->param[unit]),
+                                      build_shard_elements(build, unit), policy->compute));
+    return train_device_sync(trainer);
+}
+
 /* Bring the weights that compute reads in line with the master weights. */
 shoal_status state_publish(struct trainer *trainer)
 {
@@ -66,12 +80,8 @@ shoal_status state_publish(struct trainer *trainer)
                                        op_cast(trainer->ops, owned.end - owned.begin, DTYPE_BF16,
                                                plan_ref(build->plan, build->master[unit]), mine)));
         }
-        if (policy->shards_states && !policy->shards_params)
-            SHOAL_TRY(comm_all_gather(trainer->comm, mine,
-                                      plan_ref(build->plan, build->param[unit]),
-                                      build_shard_elements(build, unit), policy->compute));
     }
-    return train_device_sync(trainer);
+    return state_publish_shards(trainer);
 }
 
 /* Rank 0 chooses the step directory; all ranks then open that one. */
@@ -187,6 +197,9 @@ static void adopt_meta(struct trainer *trainer, const struct ckpt_meta *meta)
     trainer->first_step = meta->step;
     trainer->saved_step = meta->step;
     trainer->updates = json_is_integer(updates) ? json_integer_value(updates) : meta->step;
+    trainer->average = (struct optim_average){
+        .lr_max = json_real_value(json_object_get(optimizer, "average_lr_max")),
+        .weight_sum = json_real_value(json_object_get(optimizer, "average_weight_sum"))};
     trainer->consumed_sequences = meta->consumed_sequences;
     trainer->consumed_tokens = meta->consumed_tokens;
     trainer->last_loss = meta->loss;
@@ -243,8 +256,11 @@ static shoal_status load_from(struct trainer *trainer, const char *path, bool we
     if (weights_only) {
         size_t kept = 0;
         for (size_t i = 0; i < all.n; i++)
-            if (strcmp(all.pieces[i].kind, "master") == 0)
-                all.pieces[kept++] = all.pieces[i];
+            if (strcmp(all.pieces[i].kind, "master") == 0 ||
+                strcmp(all.pieces[i].kind, STATE_TRAINED) == 0) {
+                all.pieces[kept] = all.pieces[i];
+                strcpy(all.pieces[kept++].kind, "master");
+            }
         all.n = kept;
     } else {
         SHOAL_TRY_GOTO(convert_states(trainer, ckpt, &all), end);
@@ -315,6 +331,10 @@ static char *optimizer_json(const struct trainer *trainer)
         json_array_append_new(groups, group_json(&setup->groups[g]));
     json_object_set_new(root, "groups", groups);
     json_object_set_new(root, "updates", json_integer(trainer->updates));
+    if (average_is_used(trainer)) {
+        json_object_set_new(root, "average_lr_max", json_real(trainer->average.lr_max));
+        json_object_set_new(root, "average_weight_sum", json_real(trainer->average.weight_sum));
+    }
     json_object_set_new(root, "master", json_string(setup->master->name));
     json_object_set_new(root, "convention", json_string("pytorch"));
     char *text = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17));

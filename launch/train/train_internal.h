@@ -178,11 +178,12 @@ size_t build_shard_elements(const struct build *build, int unit);
 
 struct trainer;
 
-/* A piece of master weights that rest in another form than fp32. */
+/* A piece of weights that rest in another form than fp32, or of their average. */
 struct weights_view {
     const struct trainer *trainer;
     int tensor;
     int64_t begin; /* of the piece */
+    bool average;
 };
 
 /* What this rank stores (`stored`) or must load (all that it owns), as pieces of tensors. */
@@ -217,9 +218,10 @@ struct trainer {
     uint64_t peak_bytes;        /* most of the process' own pages after a step or a save */
     uint64_t base_bytes;        /* of the process and its libraries, without the plan's memory */
     uint64_t consumed_sequences, consumed_tokens;
-    int64_t first_step; /* steps done before this process */
-    int64_t saved_step; /* of the newest checkpoint, -1: none */
-    int64_t updates;    /* optimizer updates applied: steps less the skipped ones */
+    int64_t first_step;           /* steps done before this process */
+    int64_t saved_step;           /* of the newest checkpoint, -1: none */
+    int64_t updates;              /* optimizer updates applied: steps less the skipped ones */
+    struct optim_average average; /* of these */
     double last_loss, val_loss;
     double start_seconds; /* clock at process start of the run */
     char run_uuid[40];
@@ -294,10 +296,27 @@ shoal_status weights_move(const struct trainer *trainer, int tensor, int64_t beg
 shoal_status weights_store_range(const struct trainer *trainer, int unit, struct shard range,
                                  float *x);
 
-/* Let a piece of master weights go through weights_move; the view outlives the piece. */
+/*
+ * average.c: rules that train other weights than those to use.  Between enter and leave compute
+ * reads the average; training weights are the same bits after.  Without such a rule nothing is done.
+ * Both are Collective and take no memory.
+ */
+shoal_status average_enter(struct trainer *trainer);
+shoal_status average_leave(struct trainer *trainer);
+bool average_is_used(const struct trainer *trainer);
+
+/* The average of elements [begin, begin + n) of a tensor that this rank owns, not in between. */
+shoal_status average_read(const struct trainer *trainer, int tensor, int64_t begin, size_t n,
+                          float *x);
+
+/* Let a piece of weights go through weights_move or average_read; the view outlives the piece. */
 void weights_view_piece(struct weights_view *view, struct ckpt_piece *piece);
 
-/* pieces.c */
+/*
+ * pieces.c.  "master" are the weights to use.  Where a rule averages, those that are trained are a
+ * state of their own, and all that is loaded to go on.
+ */
+#define STATE_TRAINED "y"
 shoal_status state_pieces(struct trainer *trainer, bool stored, struct state_pieces *out);
 void state_pieces_free(struct state_pieces *pieces);
 
@@ -319,6 +338,8 @@ shoal_status state_convert(struct trainer *trainer, struct ckpt *ckpt, struct st
 shoal_status state_init(struct trainer *trainer);
 shoal_status state_resume(struct trainer *trainer);
 shoal_status state_publish(struct trainer *trainer);
+/* Each rank's part of the weights that compute reads to the others, where they are shared. */
+shoal_status state_publish_shards(struct trainer *trainer);
 shoal_status state_save(struct trainer *trainer, int64_t step);
 
 /* evaluate.c: validation loss and sampled text; *stop_out when a rank was asked to stop. */
@@ -349,3 +370,6 @@ int signals_wanted(void); /* the signal number, 0: none */
  * SIGKILL, SIGSTOP, SIGTERM; nan returns true: the rank's gradients are to be NaN.
  */
 bool fault_point(int64_t step, int rank);
+
+/* WHAT is look: SIGTERM once the validation and samples after that step have begun. */
+void fault_point_look(int64_t step, int rank);

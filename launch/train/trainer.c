@@ -222,6 +222,7 @@ static shoal_status nonfinite(struct trainer *trainer, int64_t step)
 shoal_status train_one_step(struct trainer *trainer, int64_t step, double *lr_out)
 {
     struct step_state *state = &trainer->state;
+    struct optim_average average = trainer->average;
     uint64_t sequences = (uint64_t)trainer->policy.global;
 
     *lr_out = lr_at(&trainer->lr, step);
@@ -230,8 +231,8 @@ shoal_status train_one_step(struct trainer *trainer, int64_t step, double *lr_ou
     state->loss_scale = (float)(1.0 / ((double)trainer->policy.global * (double)trainer->policy.T));
     if (fault_point(step, trainer->policy.rank))
         state->loss_scale = NAN;
-    optim_step_begin(trainer->optim, *lr_out, trainer->config->run.seed, trainer->updates + 1,
-                     &state->optim);
+    optim_step_begin(trainer->optim, *lr_out, optim_average_add(&average, *lr_out),
+                     trainer->config->run.seed, trainer->updates + 1, &state->optim);
     exact_sum_clear(&state->sums[SUM_LOSS]);
     exact_sum_clear(&state->sums[SUM_SQUARES]);
     state->stop_wanted = signals_wanted() != 0;
@@ -246,6 +247,7 @@ shoal_status train_one_step(struct trainer *trainer, int64_t step, double *lr_ou
     if (!state->finite)
         return nonfinite(trainer, step);
     trainer->updates++;
+    trainer->average = average;
     return SHOAL_OK;
 }
 
@@ -254,16 +256,33 @@ static bool due(int64_t every, int64_t step)
     return every > 0 && step % every == 0;
 }
 
+/* Validation and samples, where they are due, with the weights to use. */
+static shoal_status look(struct trainer *trainer, int64_t step, bool *stop)
+{
+    const struct config *config = trainer->config;
+    const bool last = step == config->steps;
+    const bool loss = config->eval.every > 0 && (due(config->eval.every, step) || last);
+    const bool samples = trainer->decode != NULL && (due(config->eval.sample_every, step) || last);
+
+    if (!loss && !samples)
+        return SHOAL_OK;
+    SHOAL_TRY(average_enter(trainer));
+    fault_point_look(step, trainer->policy.rank);
+    if (loss)
+        SHOAL_TRY(evaluate_loss(trainer, step, stop));
+    if (samples && !*stop)
+        SHOAL_TRY(evaluate_samples(trainer, step, stop));
+    return average_leave(trainer);
+}
+
 /* After a step: validation, samples, checkpoint, and leaving if a rank was asked to. */
 static shoal_status after_step(struct trainer *trainer, int64_t step)
 {
     const struct config *config = trainer->config;
     bool last = step == config->steps, stop = trainer->state.stop_wanted > 0;
 
-    if (!stop && config->eval.every > 0 && (due(config->eval.every, step) || last))
-        SHOAL_TRY(evaluate_loss(trainer, step, &stop));
-    if (!stop && trainer->decode != NULL && (due(config->eval.sample_every, step) || last))
-        SHOAL_TRY(evaluate_samples(trainer, step, &stop));
+    if (!stop)
+        SHOAL_TRY(look(trainer, step, &stop));
     if (stop && !last)
         return stopped(trainer, step);
     if (due(config->checkpoint.every, step) || last)

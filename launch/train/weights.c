@@ -93,8 +93,11 @@ static shoal_status view_copy(void *arg, void *dst, const void *src, size_t n_by
 
         if (to_memory)
             memcpy(x, (const char *)src + done, part);
-        SHOAL_TRY(
-            weights_move(view->trainer, view->tensor, begin, part / sizeof(float), x, to_memory));
+        if (view->average)
+            SHOAL_TRY(average_read(view->trainer, view->tensor, begin, part / sizeof(float), x));
+        else
+            SHOAL_TRY(weights_move(view->trainer, view->tensor, begin, part / sizeof(float), x,
+                                   to_memory));
         if (!to_memory)
             memcpy((char *)dst + done, x, part);
         done += part;

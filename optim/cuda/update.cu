@@ -283,6 +283,8 @@ static __device__ __forceinline__ float step(const update_part &part, float g, f
         return mars_step(part.f, part.decay, g, p, s);
     case RULE_SGD:
         return sgd_step(part.f, part.decay, g, p, s);
+    case RULE_SCHEDULE_FREE:
+        return schedule_free_step(part.f, part.decay, g, p, s);
     case RULE_ADAMW_APEX:
         return adamw_apex_step(part.f, part.decay, g, p, s);
     case RULE_ADAMW_BNB:

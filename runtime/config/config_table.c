@@ -226,7 +226,8 @@ static const struct config_key keys[] = {
      .also = "type optim",
      .help =
          "The rule: adamw, adam, adam_atan2, adam_mini, adafactor, ademamix, adopt, came, lion, "
-         "mars or sgd; adamw_apex, adamw_bnb, adamw_deepspeed and adamw_torch_fused are AdamW in "
+         "mars, schedule_free or sgd; adamw_apex, adamw_bnb, adamw_deepspeed and adamw_torch_fused "
+         "are AdamW in "
          "the arithmetic of other software."},
     {.path = "optimizer.lr",
      .type = CONFIG_REAL,

@@ -19,8 +19,9 @@
 enum { N_MASTERS = 4, N_UPDATES = 3 };
 
 static const char *const RULES[] = {
-    "adamw", "adam", "adam_atan2", "ademamix",  "adopt",           "lion",
-    "mars",  "sgd",  "adamw_apex", "adamw_bnb", "adamw_deepspeed", "adamw_torch_fused"};
+    "adamw",        "adam", "adam_atan2", "ademamix",  "adopt",           "lion",
+    "mars",         "sgd",  "adamw_apex", "adamw_bnb", "adamw_deepspeed", "adamw_torch_fused",
+    "schedule_free"};
 
 enum { N_RULES = sizeof RULES / sizeof RULES[0] };
 

@@ -27,6 +27,7 @@ static const struct optim_hyper ordinary = {
     .beta3 = 0.999,
     .alpha = 5.0,
     .slow_warmup_steps = 20,
+    .average_share = 0.3,
     .gamma = 0.025,
 };
 

@@ -210,9 +210,10 @@ static void keeps_up(struct world_params as, int n_threads)
 Test(api, gives_the_bytes_of_update_for_every_rule)
 {
     static const char *const rules[] = {
-        "adamw", "adam",       "adam_atan2", "ademamix",        "adopt",
-        "lion",  "mars",       "sgd",        "adam_mini",       "adafactor",
-        "came",  "adamw_apex", "adamw_bnb",  "adamw_deepspeed", "adamw_torch_fused",
+        "adamw",         "adam",       "adam_atan2", "ademamix",        "adopt",
+        "lion",          "mars",       "sgd",        "adam_mini",       "adafactor",
+        "came",          "adamw_apex", "adamw_bnb",  "adamw_deepspeed", "adamw_torch_fused",
+        "schedule_free",
     };
 
     for (size_t r = 0; r < sizeof rules / sizeof rules[0]; r++) {

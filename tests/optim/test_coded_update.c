@@ -8,9 +8,10 @@
 /* Every rule with every codec: bytes that depend on nothing but the tensor and the step. */
 
 static const char *const RULES[] = {
-    "adamw", "adam",       "adam_atan2", "ademamix",        "adopt",
-    "lion",  "mars",       "sgd",        "adam_mini",       "adafactor",
-    "came",  "adamw_apex", "adamw_bnb",  "adamw_deepspeed", "adamw_torch_fused",
+    "adamw",         "adam",       "adam_atan2", "ademamix",        "adopt",
+    "lion",          "mars",       "sgd",        "adam_mini",       "adafactor",
+    "came",          "adamw_apex", "adamw_bnb",  "adamw_deepspeed", "adamw_torch_fused",
+    "schedule_free",
 };
 
 enum { N_RULES = sizeof RULES / sizeof RULES[0], N_MASTERS = 4, N_UPDATES = 4 };

@@ -173,6 +173,21 @@ static void mars(const struct optim_hyper *h, int64_t t, float g, bool decay, fl
     *p = decayed(*p, h, decay) - quotient * (float)(h->lr / (1.0 - pow(h->beta1, (double)t)));
 }
 
+static void schedule_free(const struct optim_hyper *h, int64_t t, float g, bool decay, float *p,
+                          float *s)
+{
+    const double c = h->average_share;
+    const float ahead = s[0];
+
+    s[1] = ema_of_square(s[1], h->beta2, g);
+    const float penalty = *p * (decay ? (float)h->weight_decay : 0.0f);
+    const float u = g / denominator(s[1], h, t) + penalty;
+    const float drift = u * (float)(h->lr * h->beta1);
+    s[0] = (ahead - drift) * (float)(1.0 - c);
+    const float nearer = *p + ahead * (float)c;
+    *p = nearer - u * (float)(h->lr * (1.0 - h->beta1 * (1.0 - c)));
+}
+
 static void sgd(const struct optim_hyper *h, int64_t t, float g, bool decay, float *p, float *s)
 {
     (void)t;
@@ -188,10 +203,15 @@ static const struct {
     contract_fn *contract;
     bool nesterov;
 } CASES[] = {
-    {"adam", adam, false},         {"adam_atan2", adam_atan2, false},
-    {"ademamix", ademamix, false}, {"adopt", adopt, false},
-    {"lion", lion, false},         {"mars", mars, false},
-    {"sgd", sgd, false},           {"sgd", sgd, true},
+    {"adam", adam, false},
+    {"adam_atan2", adam_atan2, false},
+    {"ademamix", ademamix, false},
+    {"adopt", adopt, false},
+    {"lion", lion, false},
+    {"mars", mars, false},
+    {"sgd", sgd, false},
+    {"sgd", sgd, true},
+    {"schedule_free", schedule_free, false},
 };
 
 enum { N_CASES = sizeof CASES / sizeof CASES[0] };

@@ -180,7 +180,7 @@ static struct optim_step step_now(void)
 {
     struct optim_step step = {.grad_scale = 0.3f};
 
-    optim_step_begin(setup, hyper.lr, 1, STEP, &step);
+    optim_step_begin(setup, hyper.lr, 0, 1, STEP, &step);
     return step;
 }
 

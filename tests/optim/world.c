@@ -246,7 +246,7 @@ void world_begin(struct world *world, int64_t update, double lr)
     }
     world->step.grad_scale = 0.7f;
     world->step.grad_squares = exact_sum_value(&squares);
-    optim_step_begin(world->setup, lr, 11, update, &world->step);
+    optim_step_begin(world->setup, lr, 1.0 / (double)update, 11, update, &world->step);
 }
 
 void world_update(struct world *world, int64_t update, double lr)

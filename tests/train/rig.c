@@ -140,6 +140,26 @@ double rig_seconds(void)
     return last_seconds;
 }
 
+void rig_lines(const char *label, char out[RIG_SERIES_BYTES])
+{
+    char text[RIG_LOG_BYTES], *save = NULL;
+    size_t n = 0;
+
+    snprintf(text, sizeof text, "%s", log_text);
+    out[0] = '\0';
+    for (char *line = strtok_r(text, "\n", &save); line != NULL;
+         line = strtok_r(NULL, "\n", &save)) {
+        char *seconds = strstr(line, " windows,");
+        if (strncmp(line, label, strlen(label)) != 0)
+            continue;
+        if (seconds != NULL)
+            *seconds = '\0';
+        n += (size_t)snprintf(out + n, RIG_SERIES_BYTES - n, "%s\n", line);
+        cr_assert_lt(n, RIG_SERIES_BYTES);
+    }
+    cr_assert_gt(n, 0, "no %s in\n%s", label, log_text);
+}
+
 /* The text of a JSON number: what follows "key": up to a comma or brace. */
 static void field(const char *line, const char *key, char *out, size_t n_bytes)
 {

@@ -33,6 +33,9 @@ double rig_seconds(void);
 /* `shoal WORDS...` on one process; exit code. */
 int rig_shoal(const char *const *words);
 
+/* Lines of the last log that begin with `label`, up to their times. */
+void rig_lines(const char *label, char out[RIG_SERIES_BYTES]);
+
 /* "step loss grad_norm\n" of every line of metrics.jsonl, as text. */
 void rig_series(const char *directory, const char *name, char out[RIG_SERIES_BYTES]);
 

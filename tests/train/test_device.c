@@ -116,36 +116,16 @@ Test(train_device, a_transport_that_does_not_fit_the_device_is_refused)
 }
 
 /* "eval ... val 5.2" and "sample ..." lines: what they say must not depend on the device. */
-static void lines_of(const char *label, char *out, size_t n_bytes)
-{
-    char text[RIG_LOG_BYTES], *save = NULL;
-    size_t n = 0;
-
-    snprintf(text, sizeof text, "%s", rig_log());
-    out[0] = '\0';
-    for (char *line = strtok_r(text, "\n", &save); line != NULL;
-         line = strtok_r(NULL, "\n", &save)) {
-        char *seconds = strstr(line, " windows,");
-        if (strncmp(line, label, strlen(label)) != 0)
-            continue;
-        if (seconds != NULL)
-            *seconds = '\0';
-        n += (size_t)snprintf(out + n, n_bytes - n, "%s\n", line);
-        cr_assert_lt(n, n_bytes);
-    }
-    cr_assert_gt(n, 0, "no %s in\n%s", label, rig_log());
-}
-
 Test(train_device, evaluation_and_samples_are_the_same)
 {
     const char *words[] = {"eval.every=2", "eval.sample_every=2", "eval.sample_tokens=20",
                            "log.every=100", NULL};
-    char eval[2][4096], sample[2][4096];
+    static char eval[2][RIG_SERIES_BYTES], sample[2][RIG_SERIES_BYTES];
 
     for (int remote = 0; remote <= 1; remote++) {
         run(remote ? "remote" : "host", remote, 0, words);
-        lines_of("eval", eval[remote], sizeof eval[remote]);
-        lines_of("sample", sample[remote], sizeof sample[remote]);
+        rig_lines("eval", eval[remote]);
+        rig_lines("sample", sample[remote]);
     }
     cr_assert_str_eq(eval[0], eval[1]);
     cr_assert_str_eq(sample[0], sample[1]);

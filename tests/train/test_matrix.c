@@ -171,8 +171,9 @@ Test(matrix, bf16_agrees_across_stages_and_world_sizes)
 /* Any rule x any stage: the same bits. */
 Test(matrix, every_optimizer_agrees_across_stages)
 {
-    static const char *const rules[] = {"adam", "adam_atan2", "ademamix", "adopt",     "lion",
-                                        "mars", "sgd",        "came",     "adam_mini", "adafactor"};
+    static const char *const rules[] = {"adam",      "adam_atan2", "ademamix",     "adopt",
+                                        "lion",      "mars",       "sgd",          "came",
+                                        "adam_mini", "adafactor",  "schedule_free"};
     const char *directory = rig_directory();
     char series[RIG_SERIES_BYTES], hash[64];
 

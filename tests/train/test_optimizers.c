@@ -29,6 +29,10 @@ static const struct {
     {"ademamix, fp8", {"optimizer.name=ademamix", CODED("fp8")}},
     {"adamw_deepspeed, bf16", {"optimizer.name=adamw_deepspeed", CODED("bf16")}},
     {"adamw_bnb, bnb8", {"optimizer.name=adamw_bnb", CODED("bnb8")}},
+    {"schedule_free, int8, 24-bit weights",
+     {"optimizer.name=schedule_free", CODED("int8"), "precision.master=ecc8",
+      "precision.compute=bf16"}},
+    {"schedule_free, fp32", {"optimizer.name=schedule_free"}},
     {"groups of two rules",
      {"optimizer.groups=[\"embedding,head: rule=sgd lr_scale=10\", \"down: rule=adam_mini "
       "weight_decay=0\", \"*norm*: lr_scale=0.5\"]"}},
@@ -156,6 +160,8 @@ Test(optimizers, refuse_bad_settings_before_the_first_step)
     static const struct {
         const char *words[3], *said;
     } bad[] = {
+        {{"optimizer.name=schedule_free", "optimizer.betas=[0.0, 0.9]"}, "above 0"},
+        {{"optimizer.name=schedule_free", "optimizer.cautious=true"}, "cannot be cautious"},
         {{"optimizer.name=adamm"}, "adam"},
         {{"optimizer.state=int9"}, "int8"},
         {{"optimizer.lr=0"}, "optimizer.lr"},

@@ -1,10 +1,12 @@
 #include "optim/optim_internal.h"
 
 /*
- * Schedule-free AdamW (Defazio et al. 2024, arXiv 2405.15682, algorithm 1 and sec. 4.3): the
- * gradient is taken at y, between a fast point z and the average x of all z; x are the weights to
- * use.  The paper's defaults are betas 0.9, 0.999 and eps 1e-8; the first beta is that of the
- * interpolation, y = (1 - beta1) z + beta1 x, and must be above 0.
+ * Schedule-free AdamW (Defazio et al. 2024, arXiv 2405.15682, algorithm 1): the gradient is taken
+ * at y, between a fast point z and the average x of all z; x are the weights to use.  Defaults are
+ * betas 0.9, 0.999 and eps 1e-8; the first beta is that of the interpolation,
+ * y = (1 - beta1) z + beta1 x, and must be above 0.  Bias correction and weights of the average are
+ * those of the authors' code (schedulefree 1.4.1): the paper has sqrt(1 - beta2^t) in the rate, so
+ * that it also is in the decay and in c.
  *
  *     g     = grad * grad_scale
  *     v     = v * [beta2] + (g * [1 - beta2]) * g

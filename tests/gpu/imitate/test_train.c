@@ -91,6 +91,21 @@ Test(imitated_train, is_that_of_the_host_in_bf16_with_coded_states)
           3e-3);
 }
 
+/* The average takes the weights' place on the device and leaves it again. */
+Test(imitated_train, is_that_of_the_host_with_averaged_weights)
+{
+    static const char *const precisions[][2] = {
+        {"precision.compute=fp32", "precision.master=fp32"},
+        {"precision.compute=bf16", "precision.master=fp32"},
+        {"precision.compute=bf16", "precision.master=split16"},
+    };
+
+    for (int p = 0; p < 3; p++)
+        check((const char *[]){"optimizer.name=schedule_free", "optimizer.state=int8",
+                               "eval.every=1", precisions[p][0], precisions[p][1], NULL},
+              p == 0 ? 1e-4 : 3e-3);
+}
+
 Test(imitated_train, goes_on_from_a_checkpoint_of_the_host)
 {
     const char *const words[] = {"precision.compute=bf16",      "optimizer.state=int8",

@@ -273,9 +273,12 @@ Test(schedule_free, gives_callers_the_average)
         sum_of_squares += (double)ahead[i] * (double)ahead[i];
     }
     cr_assert_gt(sqrt(sum_of_squares / MANY), 1e-3, "the average is where the weights are");
-    states[1] = NULL;
-    cr_assert_eq(shoal_optim_get_average(optim, low, param, states, x), SHOAL_ERR_USAGE);
     cr_assert_eq(shoal_optim_get_average(optim, low, param, NULL, x), SHOAL_ERR_USAGE);
+    for (int i = 0; i < 4; i++) {
+        free(states[i]);
+        states[i] = NULL;
+    }
+    cr_assert_eq(shoal_optim_get_average(optim, low, param, states, x), SHOAL_ERR_USAGE);
     shoal_optim_destroy(optim);
 }
 

@@ -257,7 +257,7 @@ Test(average, goes_on_with_another_rate_wherever_a_run_is_killed)
     cr_assert_eq(rig_shoal((const char *const[]){"ckpt", "show", "--json", path, NULL}), 0);
     cr_assert_not_null(strstr(rig_log(), "average_lr_max\": 0.003"), "%s", rig_log());
     for (int step = 7; step <= 9; step++) {
-        char fault[16];
+        char fault[32];
 
         train("killed", 2, WORDS(rig_llama, base, begin));
         snprintf(fault, sizeof fault, "kill:%d:0", step);

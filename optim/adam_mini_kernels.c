@@ -15,17 +15,11 @@ OPTIM_INLINE void gather_elements(const struct optim_scalars *scalars,
                                   const struct optim_extent *tile, int64_t *restrict limbs)
 {
     const float grad_scale = tile->grad_scale;
-    const float one_minus_beta2 = scalars->f[SCALAR_ONE_MINUS_BETA2];
+    const struct optim_scalars of_step = *scalars;
     const float *restrict grad = tile->grad;
 
-    for (size_t i = 0; i < tile->n; i++) {
-        const float g = grad[i] * grad_scale;
-        const float share = (g * one_minus_beta2) * g;
-        uint32_t bits;
-
-        memcpy(&bits, &share, sizeof bits);
-        limbs[i] += (int64_t)bits;
-    }
+    for (size_t i = 0; i < tile->n; i++)
+        limbs[i] += (int64_t)bits_of(adam_mini_share(of_step.f, grad[i] * grad_scale));
 }
 
 static void accumulate(const struct optim_stats *stats, const struct optim_stats_step *step,
@@ -62,10 +56,8 @@ OPTIM_INLINE void update_run(const struct optim_scalars *scalars, const struct o
                              size_t at, size_t n, const float *restrict denom, int stride,
                              bool with_param)
 {
-    const float beta1 = scalars->f[SCALAR_BETA1];
-    const float one_minus_beta1 = scalars->f[SCALAR_ONE_MINUS_BETA1];
-    const float step_size = scalars->f[SCALAR_STEP_SIZE];
-    const float decay_factor = tile->decay ? scalars->f[SCALAR_DECAY] : 1.0f;
+    const struct optim_scalars of_step = *scalars;
+    const float decay = tile->decay ? of_step.f[SCALAR_DECAY] : 1.0f;
     const float grad_scale = tile->grad_scale;
     const float *restrict grad = tile->grad + at;
     float *restrict master = tile->master + at;
@@ -73,10 +65,9 @@ OPTIM_INLINE void update_run(const struct optim_scalars *scalars, const struct o
     bf16_t *restrict param = with_param ? tile->param + at : NULL;
 
     for (size_t i = 0; i < n; i++) {
-        const float g = grad[i] * grad_scale;
-        const float m = exp_avg[i] * beta1 + g * one_minus_beta1;
-        const float d = denom[(size_t)stride * i];
-        const float p = one_nan(master[i] * decay_factor - (m / d) * step_size);
+        float m = exp_avg[i];
+        const float p = one_nan(adam_mini_step(of_step.f, decay, grad[i] * grad_scale, master[i],
+                                               &m, denom[(size_t)stride * i]));
 
         exp_avg[i] = one_nan(m);
         master[i] = p;

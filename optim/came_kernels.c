@@ -7,15 +7,14 @@ OPTIM_INLINE void average_update(const struct optim_stats *stats,
                                  size_t n, const float *const *vectors, float *restrict u,
                                  float *restrict m)
 {
-    const float beta1 = step->scalars.f[SCALAR_BETA1];
-    const float one_minus_beta1 = step->scalars.f[SCALAR_ONE_MINUS_BETA1];
+    const struct optim_scalars of_step = step->scalars;
     const float clip = vectors[FACTORED_STEP][STEP_CLIP];
     const float *restrict exp_avg = tile->states[0] + at;
 
     factored_update(stats, tile, first, at, n, vectors, u);
     for (size_t i = 0; i < n; i++) {
         u[i] = u[i] * clip;
-        m[i] = exp_avg[i] * beta1 + u[i] * one_minus_beta1;
+        m[i] = moved_average(of_step.f, exp_avg[i], u[i]);
     }
 }
 

@@ -53,6 +53,36 @@ enum optim_scalar {
 
 enum { ELEMENT_STATES = 3 }; /* at most */
 
+/* Indices into the vectors of rules over sums (stats.h); one enum per struct optim_stats_rule. */
+enum { ELEMENTS_CLIP, ELEMENTS_MASK, ELEMENTS_VECTORS }; /* also its passes; of one element */
+
+enum { MINI_AVG_SQ, MINI_DENOMINATOR, MINI_VECTORS };
+
+enum factored_vector {
+    FACTORED_ROW,
+    FACTORED_COL,
+    FACTORED_ELEMENT,
+    FACTORED_ROW_FACTOR,
+    FACTORED_COL_FACTOR,
+    FACTORED_STEP, /* FACTORED_STEP_VALUES scalars of this tensor */
+    FACTORED_VECTORS,
+
+    CAME_ROW = FACTORED_VECTORS, /* instability of the update */
+    CAME_COL,
+    CAME_ROW_FACTOR,
+    CAME_COL_FACTOR,
+    CAME_VECTORS,
+};
+
+enum factored_step_value {
+    STEP_CLIP, /* 1 / max(1, rms(u) / threshold) */
+    STEP_SIZE,
+    STEP_DECAY,
+    STEP_PARAM_SCALE,   /* max(1e-3, rms of the weights), or 1 */
+    STEP_RESIDUAL_BITS, /* came: log2 of the scale of the instability's sums */
+    FACTORED_STEP_VALUES
+};
+
 OPTIM_ELEMENT float moved_average(const float *f, float average, float g)
 {
     return average * f[SCALAR_BETA1] + g * f[SCALAR_ONE_MINUS_BETA1];
@@ -144,9 +174,14 @@ OPTIM_ELEMENT float lion_step(const float *f, float decay, float g, float p, flo
     return p * decay - sign * f[SCALAR_STEP_SIZE];
 }
 
+OPTIM_ELEMENT float mars_corrected(const float *f, float g, float prev_grad)
+{
+    return g + (g - prev_grad) * f[MARS_CORRECTION];
+}
+
 OPTIM_ELEMENT float mars_step(const float *f, float decay, float g, float p, float *s)
 {
-    const float c = (g + (g - s[2]) * f[MARS_CORRECTION]) * f[MARS_CLIP];
+    const float c = mars_corrected(f, g, s[2]) * f[MARS_CLIP];
 
     s[0] = moved_average(f, s[0], c);
     s[1] = moved_square(f, s[1], c);
@@ -171,6 +206,47 @@ OPTIM_ELEMENT float sgd_step(const float *f, float decay, float g, float p, floa
 
     s[0] = s[0] * f[SGD_MOMENTUM] + with_decay;
     return p - (s[0] * f[SGD_BUFFER_SHARE] + with_decay * f[SGD_GRAD_SHARE]) * f[SCALAR_STEP_SIZE];
+}
+
+/* ---- rules over sums: what is known of more than the element comes in ---- */
+
+/* A cautious step: u and the gradient have one sign.  A product of the two could underflow. */
+OPTIM_ELEMENT bool step_agrees(float u, float grad)
+{
+    return ((u > 0.0f) & (grad > 0.0f)) | ((u < 0.0f) & (grad < 0.0f));
+}
+
+OPTIM_ELEMENT float moved_weight(float p, float decay, float u, float size)
+{
+    return p * decay - u * size;
+}
+
+OPTIM_ELEMENT float adam_mini_step(const float *f, float decay, float g, float p, float *s,
+                                   float denom)
+{
+    s[0] = moved_average(f, s[0], g);
+    return p * decay - (s[0] / denom) * f[SCALAR_STEP_SIZE];
+}
+
+/* The limbs of an element with a second moment of its own hold the bits of these. */
+OPTIM_ELEMENT float adam_mini_share(const float *f, float g)
+{
+    return (g * f[SCALAR_ONE_MINUS_BETA2]) * g;
+}
+
+OPTIM_ELEMENT float factored_square(float g)
+{
+    return g * g;
+}
+
+OPTIM_ELEMENT float by_factors(float x, float row_factor, float col_factor)
+{
+    return (x * row_factor) * col_factor;
+}
+
+OPTIM_ELEMENT float by_second_moment(float g, float average_square)
+{
+    return g / sqrtf(average_square);
 }
 
 /* ---- AdamW as other software computes it: adamw_<software>.c ---- */

@@ -29,7 +29,7 @@ OPTIM_INLINE void multiply_factors(const struct optim_stats *stats, int64_t elem
         float *restrict out = x + at;
 
         for (size_t i = 0; i < run.n; i++)
-            out[i] = (out[i] * by_row) * by_col[i];
+            out[i] = by_factors(out[i], by_row, by_col[i]);
         at += run.n;
     }
 }
@@ -52,7 +52,7 @@ OPTIM_INLINE void factored_update(const struct optim_stats *stats, const struct 
         const float *restrict v = vectors[FACTORED_ELEMENT] + element;
 
         for (size_t i = 0; i < n; i++)
-            u[i] = u[i] / sqrtf(v[i]);
+            u[i] = by_second_moment(u[i], v[i]);
     }
 }
 
@@ -90,13 +90,8 @@ OPTIM_INLINE void factored_squares(const struct optim_stats *stats,
         if (stats->cols > 0) {
             add_rows_and_columns(stats, element, n, g, scale, limbs);
         } else {
-            for (size_t i = 0; i < n; i++) {
-                const float square = g[i] * g[i];
-                uint32_t bits;
-
-                memcpy(&bits, &square, sizeof bits);
-                limbs[element + (int64_t)i] += (int64_t)bits;
-            }
+            for (size_t i = 0; i < n; i++)
+                limbs[element + (int64_t)i] += (int64_t)bits_of(factored_square(g[i]));
         }
         if (stats->scale_parameter)
             add_exactly(tile->master + at, n, limbs + stats->n_limbs[0] - EXACT_LIMBS);

@@ -31,26 +31,17 @@ OPTIM_INLINE void rule_step(const struct optim_stats *stats, const struct optim_
         u[i] = 0.0f - u[i];
 }
 
-/* On the signs: a product could underflow. */
-OPTIM_INLINE bool agree(float u, float grad)
-{
-    return ((u > 0.0f) & (grad > 0.0f)) | ((u < 0.0f) & (grad < 0.0f));
-}
-
 OPTIM_INLINE void sum_corrected(const struct optim_stats_step *step,
                                 const struct optim_extent *tile, int64_t *limbs)
 {
-    const float correction = step->scalars.f[MARS_CORRECTION];
+    const float *f = step->scalars.f;
     const float *prev_grad = tile->states[2];
     float c[QUANTUM];
 
     for (size_t at = 0, n = 0; at < tile->n; at += n) {
         n = quantum_rest(at, tile->n);
-        for (size_t i = 0; i < n; i++) {
-            const float g = tile->grad[at + i] * tile->grad_scale;
-
-            c[i] = g + (g - prev_grad[at + i]) * correction;
-        }
+        for (size_t i = 0; i < n; i++)
+            c[i] = mars_corrected(f, tile->grad[at + i] * tile->grad_scale, prev_grad[at + i]);
         add_exactly(c, n, limbs);
     }
 }
@@ -80,7 +71,7 @@ static void accumulate(const struct optim_stats *stats, const struct optim_stats
         }
         rule_step(stats, &scalars, tile, at, n, states, u);
         for (size_t i = 0; i < n; i++)
-            kept += agree(u[i], tile->grad[at + i]);
+            kept += step_agrees(u[i], tile->grad[at + i]);
         limbs[0] += kept;
     }
 }
@@ -105,7 +96,7 @@ OPTIM_INLINE void update(const struct optim_stats *stats, const struct optim_sta
             states[k] = tile->states[k] + at;
         rule_step(stats, &scalars, tile, at, n, states, u);
         for (size_t i = 0; i < n; i++)
-            u[i] = agree(u[i], tile->grad[at + i]) ? u[i] * factor : 0.0f;
+            u[i] = step_agrees(u[i], tile->grad[at + i]) ? u[i] * factor : 0.0f;
         move_weights(tile, at, n, u, scalars.f[SCALAR_DECAY], 1.0f, with_param);
     }
 }

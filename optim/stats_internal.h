@@ -1,5 +1,6 @@
 #pragma once
 
+#include "optim/element_sums.h"
 #include "optim/optim_internal.h"
 #include "optim/stats.h"
 
@@ -29,8 +30,6 @@
  */
 
 enum {
-    LIMB_BITS = 40,
-    LIMBS = 3,
     STATS_MAX_TERMS = 1 << 23,
     STATS_MAX_BLOCK = 1 << 30, /* below 2^22 quanta, 2 more where it begins and ends inside one */
     EXACT_LIMBS = EXACT_SUM_LIMBS + 1,
@@ -77,8 +76,6 @@ static inline float stats_average(float average, float kept, float x, float shar
 
 /* ---- options of element-wise rules, stats_elements.c ---- */
 
-enum { ELEMENTS_CLIP, ELEMENTS_MASK, ELEMENTS_VECTORS }; /* passes, and vectors of one element */
-
 /* tensor_clip is set and the rule heeds it. */
 bool stats_clips(const struct optim_rule *rule, const struct optim_hyper *hyper);
 
@@ -88,38 +85,11 @@ extern const struct optim_stats_kernels optim_elements_scalar, optim_elements_av
 
 /* ---- adam_mini ---- */
 
-enum { MINI_AVG_SQ, MINI_DENOMINATOR, MINI_VECTORS };
-
 /* Cut a tensor into the blocks of its role: fills cols, parts and n_parts. */
 shoal_status stats_partition(const struct tensor *tensor, struct optim_stats *stats);
 int64_t stats_blocks(const struct optim_stats *stats);
 
 /* ---- adafactor and came: a second moment of rank one ---- */
-
-enum factored_vector {
-    FACTORED_ROW,
-    FACTORED_COL,
-    FACTORED_ELEMENT,
-    FACTORED_ROW_FACTOR,
-    FACTORED_COL_FACTOR,
-    FACTORED_STEP, /* FACTORED_STEP_VALUES scalars of this tensor */
-    FACTORED_VECTORS,
-
-    CAME_ROW = FACTORED_VECTORS, /* instability of the update */
-    CAME_COL,
-    CAME_ROW_FACTOR,
-    CAME_COL_FACTOR,
-    CAME_VECTORS,
-};
-
-enum factored_step_value {
-    STEP_CLIP, /* 1 / max(1, rms(u) / threshold) */
-    STEP_SIZE,
-    STEP_DECAY,
-    STEP_PARAM_SCALE,   /* max(1e-3, rms of the weights), or 1 */
-    STEP_RESIDUAL_BITS, /* came: log2 of the scale of the instability's sums */
-    FACTORED_STEP_VALUES
-};
 
 /* Fills the shape, vectors 0 .. FACTORED_VECTORS - 1 and passes 0 and 1. */
 shoal_status factored_init(const struct optim_hyper *hyper, const struct tensor *tensor,

@@ -60,17 +60,6 @@ OPTIM_INLINE double sum_in_lanes(const double *restrict x, size_t n)
     return lanes[0];
 }
 
-/* The integer next to y, ties to even, as a double and as an integer; |y| < 2^51. */
-static const double ROUNDER = 0x1.8p52;
-
-OPTIM_INLINE int64_t double_bits(double x)
-{
-    int64_t bits;
-
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
 /* Add terms x[i] to the sums whose limbs are limbs[i], limbs[stride + i], limbs[2 * stride + i]. */
 OPTIM_INLINE void add_terms(const double *restrict x, size_t n, double scale,
                             int64_t *restrict limbs, int64_t stride)
@@ -78,20 +67,13 @@ OPTIM_INLINE void add_terms(const double *restrict x, size_t n, double scale,
     int64_t *restrict limb0 = limbs;
     int64_t *restrict limb1 = limbs + stride;
     int64_t *restrict limb2 = limbs + 2 * stride;
-    const int64_t zero = double_bits(ROUNDER);
-    const double next = (double)((int64_t)1 << LIMB_BITS);
 
     for (size_t i = 0; i < n; i++) {
-        const double y0 = x[i] * scale;
-        const double t0 = y0 + ROUNDER;
-        const double y1 = (y0 - (t0 - ROUNDER)) * next;
-        const double t1 = y1 + ROUNDER;
-        const double y2 = (y1 - (t1 - ROUNDER)) * next;
-        const double t2 = y2 + ROUNDER;
+        const struct limb_term term = limb_term_of(x[i], scale);
 
-        limb0[i] += double_bits(t0) - zero;
-        limb1[i] += double_bits(t1) - zero;
-        limb2[i] += double_bits(t2) - zero;
+        limb0[i] += term.limbs[0];
+        limb1[i] += term.limbs[1];
+        limb2[i] += term.limbs[2];
     }
 }
 
@@ -113,7 +95,7 @@ OPTIM_INLINE void move_weights(const struct optim_extent *tile, size_t at, size_
     bf16_t *restrict param = with_param ? tile->param + at : NULL;
 
     for (size_t i = 0; i < n; i++) {
-        const float p = one_nan(master[i] * decay_factor - u[i] * size);
+        const float p = one_nan(moved_weight(master[i], decay_factor, u[i], size));
 
         master[i] = p;
         if (with_param)

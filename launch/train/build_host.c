@@ -24,6 +24,9 @@ static void share_slots(struct build *build)
     build->host_row_loss = build->row_loss;
     build->host_token = build->decode_token;
     build->host_logits = build->logits;
+    build->host_limbs = build->limbs;
+    for (int unit = 0; unit < build->n_units; unit++)
+        build->host_vectors[unit] = build->vectors[unit];
 }
 
 /* Sums of quanta of one unit's gradient; two of each, so that one is copied while one is made. */
@@ -45,6 +48,23 @@ static shoal_status squares_slots(struct build *build)
     return SHOAL_OK;
 }
 
+/* Sums over tensors, and what the host makes of them. */
+static shoal_status statistics_slots(struct build *build)
+{
+    const struct optim_setup *setup = build->setup;
+
+    if (setup->n_limbs > 0)
+        SHOAL_TRY(host_slot(build, PLAN_OPTIM, setup->n_limbs * sizeof(int64_t), "host sums",
+                            &build->host_limbs));
+    for (int unit = 0; unit < build->n_units; unit++) {
+        size_t n_bytes = optim_vectors_bytes(setup, unit);
+        if (n_bytes > 0)
+            SHOAL_TRY(host_slot(build, PLAN_OPTIM, n_bytes, "host statistics",
+                                &build->host_vectors[unit]));
+    }
+    return SHOAL_OK;
+}
+
 static shoal_status training_slots(struct build *build)
 {
     const struct policy *policy = &build->policy;
@@ -56,6 +76,7 @@ static shoal_status training_slots(struct build *build)
         host_slot(build, PLAN_DATA, rows * sizeof(int32_t), "host targets", &build->host_targets));
     SHOAL_TRY(
         host_slot(build, PLAN_DATA, rows * sizeof(double), "host losses", &build->host_row_loss));
+    SHOAL_TRY(statistics_slots(build));
     return squares_slots(build);
 }
 

@@ -106,9 +106,10 @@ static shoal_status weight_slots(struct build *build, int unit)
                            name, &build->kinds[unit * OPTIM_MAX_KINDS + kind]));
     }
     size_t n_vectors = optim_vectors_bytes(build->setup, unit);
-    return n_vectors == 0 ? SHOAL_OK
-                          : slot(build, PLAN_OPTIM, SPACE_PRIVATE, n_vectors, "statistics", name,
-                                 &build->vectors[unit]);
+    if (n_vectors > 0)
+        SHOAL_TRY(slot(build, PLAN_OPTIM, SPACE_PRIVATE, n_vectors, "statistics", name,
+                       &build->vectors[unit]));
+    return SHOAL_OK;
 }
 
 /*
@@ -311,7 +312,7 @@ static shoal_status small_slots(struct build *build, const struct ops *ops)
     SHOAL_TRY(slot(build, PLAN_DATA, policy->separate ? SPACE_HOST : SPACE_PRIVATE,
                    ((size_t)policy->T + 1) * sizeof(int32_t), "window", "", &build->window));
     if (build->setup->n_limbs > 0)
-        SHOAL_TRY(slot(build, PLAN_OPTIM, policy->separate ? SPACE_HOST : SPACE_PRIVATE,
+        SHOAL_TRY(slot(build, PLAN_OPTIM, SPACE_PRIVATE,
                        (size_t)ops_threads(ops) * build->setup->n_limbs * sizeof(int64_t),
                        "sums of statistics", "", &build->limbs));
     SHOAL_TRY(slot(build, PLAN_SCRATCH, SPACE_PRIVATE,
@@ -355,21 +356,22 @@ static shoal_status alloc_tables(struct build *build)
     build->full = calloc(units, sizeof *build->full);
     build->kinds = calloc(units * OPTIM_MAX_KINDS, sizeof *build->kinds);
     build->vectors = calloc(units, sizeof *build->vectors);
+    build->host_vectors = calloc(units, sizeof *build->host_vectors);
     build->streams = calloc(units + 1, sizeof *build->streams);
     build->residual = calloc(live * ((size_t)build->n_blocks + 1), sizeof *build->residual);
     build->saved = calloc(live * (size_t)build->n_blocks, sizeof *build->saved);
     build->dx = calloc(live, sizeof *build->dx);
     if (build->unit_names == NULL || build->param == NULL || build->master == NULL ||
         build->full == NULL || build->kinds == NULL || build->vectors == NULL ||
-        build->streams == NULL || build->residual == NULL || build->saved == NULL ||
-        build->dx == NULL)
+        build->host_vectors == NULL || build->streams == NULL || build->residual == NULL ||
+        build->saved == NULL || build->dx == NULL)
         return fail(SHOAL_ERR_NOMEM, "builder: cannot allocate tables of %zu units", units);
     for (int unit = 0; unit < build->n_units; unit++)
         build->unit_names[unit] = build->layout->units[unit].name;
     for (size_t i = 0; i < units * OPTIM_MAX_KINDS; i++)
         build->kinds[i] = SLOT_NONE;
     for (size_t i = 0; i < units; i++)
-        build->master[i] = build->vectors[i] = SLOT_NONE;
+        build->master[i] = build->vectors[i] = build->host_vectors[i] = SLOT_NONE;
     return SHOAL_OK;
 }
 
@@ -413,7 +415,7 @@ shoal_status build_create(const struct policy *policy, const struct model *model
     build->n_blocks = build->n_units - 2;
     build->n_live = policy->vertical ? policy->A : 1;
     build->gather_embed = build->gather_ring[0] = build->gather_ring[1] = SLOT_NONE;
-    build->grad_all = build->limbs = SLOT_NONE;
+    build->grad_all = build->limbs = build->host_limbs = SLOT_NONE;
     SHOAL_TRY_GOTO(plan_create(&build->plan), err);
     SHOAL_TRY_GOTO(alloc_tables(build), err);
     SHOAL_TRY_GOTO(reserve_all(build, ops), err);
@@ -436,6 +438,7 @@ void build_destroy(struct build *build)
     free(build->full);
     free(build->kinds);
     free(build->vectors);
+    free(build->host_vectors);
     free(build->streams);
     free(build->residual);
     free(build->saved);

@@ -319,26 +319,44 @@ static struct optim_refs unit_refs(const struct step_builder *s, int unit)
     return refs;
 }
 
+/* What all ranks together added up becomes vectors, on the host and then on the device. */
+static shoal_status finish_statistics(struct step_builder *s, int pass)
+{
+    struct build *build = s->build;
+    const size_t n_limbs = build->setup->n_limbs;
+
+    SHOAL_TRY(train_op_copy(s->sched, build, s->env, OP_NORM, build->limbs, build->host_limbs,
+                            n_limbs * sizeof(int64_t)));
+    if (build->policy.n_ranks > 1)
+        SHOAL_TRY(comm_op_all_reduce_i64(s->sched, s->env->comm, -1, build->host_limbs, n_limbs));
+    for (int unit = 0; unit < build->n_units; unit++) {
+        struct optim_refs refs = unit_refs(s, unit);
+        refs.limbs = build->host_limbs;
+        refs.vectors = build->host_vectors[unit];
+        if (refs.vectors.slot < 0)
+            continue;
+        SHOAL_TRY(
+            optim_op_sums_finish(s->sched, build->setup, unit, pass, &refs, &s->env->state->optim));
+        SHOAL_TRY(train_op_copy(s->sched, build, s->env, OP_NORM, build->host_vectors[unit],
+                                build->vectors[unit], optim_vectors_bytes(build->setup, unit)));
+    }
+    return SHOAL_OK;
+}
+
 /* Sums over tensors, for the rules that need them: every rank adds those of its shards. */
 static shoal_status statistics(struct step_builder *s)
 {
     struct build *build = s->build;
-    const struct optim_step *step = &s->env->state->optim;
 
     for (int pass = 0; pass < build->setup->n_passes; pass++) {
         for (int unit = 0; unit < build->n_units; unit++) {
             struct optim_refs refs = unit_refs(s, unit);
             struct shard stored = build_stored(build, unit);
             SHOAL_TRY(optim_op_sums(s->sched, s->env->pool, build->setup, unit, pass, stored,
-                                    build_owned(build, unit), stored, &refs, step));
+                                    build_owned(build, unit), stored, &refs,
+                                    &s->env->state->optim));
         }
-        if (build->policy.n_ranks > 1)
-            SHOAL_TRY(comm_op_all_reduce_i64(s->sched, s->env->comm, -1, build->limbs,
-                                             build->setup->n_limbs));
-        for (int unit = 0; unit < build->n_units; unit++) {
-            struct optim_refs refs = unit_refs(s, unit);
-            SHOAL_TRY(optim_op_sums_finish(s->sched, build->setup, unit, pass, &refs, step));
-        }
+        SHOAL_TRY(finish_statistics(s, pass));
     }
     return SHOAL_OK;
 }

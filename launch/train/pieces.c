@@ -149,7 +149,7 @@ static void add_vectors(struct piece_builder *b, int t, struct shard stored)
         const int64_t n = state->stats->vector_elements[v];
         if (n == 0 || !vector->saved)
             continue;
-        char *data = plan_ref(build->plan, build->vectors[build->layout->tensors[t].unit]);
+        char *data = plan_ref(build->plan, build->host_vectors[build->layout->tensors[t].unit]);
         struct ckpt_piece *piece =
             add(b, t, vector->name, data + optim_vector_offset(build->setup, t, v));
         piece->n_items = piece->end = n;

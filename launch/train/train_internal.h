@@ -87,12 +87,13 @@ struct build {
     /* Per unit. */
     struct slot_ref
         *param; /* compute precision: whole unit, or the shard where params are sharded */
-    struct slot_ref *master;     /* the shard, or all at stage 0: fp32 (part of `param` at fp32
+    struct slot_ref *master;       /* the shard, or all at stage 0: fp32 (part of `param` at fp32
                                     compute), or what the master codec keeps below bf16 */
-    struct slot_ref *kinds;      /* optimizer state: [n_units * OPTIM_MAX_KINDS] */
-    struct slot_ref *vectors;    /* of rules that need sums over tensors; on every rank */
-    struct slot_ref *full;       /* what compute reads: param, or the gather slot */
-    struct grad_stream *streams; /* n_units, and one more for tied models */
+    struct slot_ref *kinds;        /* optimizer state: [n_units * OPTIM_MAX_KINDS] */
+    struct slot_ref *vectors;      /* of rules that need sums over tensors; on every rank */
+    struct slot_ref *host_vectors; /* what is kept of them: vectors, or a slot in SPACE_HOST */
+    struct slot_ref *full;         /* what compute reads: param, or the gather slot */
+    struct grad_stream *streams;   /* n_units, and one more for tied models */
     int n_streams;
 
     /* Activations: [microbatch][...] as the order needs. */
@@ -104,7 +105,7 @@ struct build {
     struct slot_ref window;                             /* one sequence, T + 1 tokens */
     struct slot_ref gather_embed, gather_ring[2];       /* neighbours in the ring with prefetch */
     struct slot_ref grad_all;                           /* stage 0's gathered gradient */
-    struct slot_ref limbs;                              /* sums of statistics; host memory */
+    struct slot_ref limbs, host_limbs;                  /* sums of statistics */
     struct slot_ref cache, decode_x[2], logits, decode_scratch, decode_token;
 
     /* What host code fills and reads: the slots above, or slots of their own in SPACE_HOST. */

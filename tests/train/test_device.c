@@ -104,6 +104,25 @@ Test(train_device, ranks_on_devices_give_the_bits_of_one_on_the_host)
     }
 }
 
+/* Each adds up its shards on the device; the host of each makes the same vectors of the sums. */
+Test(train_device, ranks_on_devices_add_up_sums_over_tensors)
+{
+    const char *const words[] = {"optimizer.name=came", NULL};
+
+    run("host", false, 0, rig_words(rig_llama, words));
+    for (int stage = 0; stage <= 2; stage += 2) {
+        const char *const more[] = {"optimizer.name=came",
+                                    stage == 0 ? "parallel.zero=0" : "parallel.zero=2",
+                                    "comm.transport=staged", NULL};
+        char path[128];
+
+        run("remote", true, 2, rig_words(rig_llama, more));
+        same("host", "remote");
+        snprintf(path, sizeof path, "%s/remote", directory);
+        rig_cleanup(path);
+    }
+}
+
 Test(train_device, a_transport_that_does_not_fit_the_device_is_refused)
 {
     int rc = rig_train(directory, "run", 2, (const char *[]){"comm.transport=nccl", NULL});

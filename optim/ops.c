@@ -143,8 +143,7 @@ static shoal_status check_update(const struct plan *plan, const struct optim_set
                         setup->tensors[t].rule->name);
     if (refs->device != NULL)
         for (int t = u->first_tensor; t < u->first_tensor + u->n_tensors; t++)
-            SHOAL_TRY(optim_check_device(refs->device->ops->name, setup->tensors[t].rule,
-                                         &setup->groups[setup->tensors[t].group].hyper));
+            SHOAL_TRY(optim_check_device(refs->device->ops->name, setup->tensors[t].rule));
     if (range.begin < origin.begin || range.end < range.begin || range.end > origin.end ||
         range.begin % QUANTUM != 0)
         return fail(SHOAL_ERR_INTERNAL,

@@ -1,5 +1,11 @@
 #include "optim/optim_internal.h"
 #include "optim/tiles.h"
+#include "optim/update_parts.h"
+#include "runtime/device/device.h"
+
+#ifdef SHOAL_WITH_CUDA
+#include "optim/cuda/update.h"
+#endif
 
 #include <string.h>
 
@@ -101,6 +107,30 @@ static shoal_status run_sums(const struct op *op)
     return SHOAL_OK;
 }
 
+#ifdef SHOAL_WITH_CUDA
+static shoal_status run_sums_on_cuda(const struct op *op)
+{
+    const struct sums_arg *arg = op->arg;
+    cudaStream_t stream = device_cuda_stream(arg->refs.device, QUEUE_COMPUTE);
+    struct tile_buffers buffers;
+    struct sums_work sums = {.buffers = &buffers,
+                             .step = arg->step,
+                             .pass = arg->pass,
+                             .tiles = arg->tiles,
+                             .n_tiles = arg->n_tiles,
+                             .limbs = plan_ref(arg->plan, arg->refs.limbs)};
+    struct update_work work;
+
+    tile_buffers_init(&buffers, arg->plan, arg->setup, &arg->refs);
+    SHOAL_TRY(cuda_check(cudaMemsetAsync(sums.limbs + arg->begin, 0,
+                                         (arg->end - arg->begin) * sizeof *sums.limbs, stream),
+                         "zero sums over tensors"));
+    while (!arg->step->skip && sums_work_fill(&sums, &work))
+        SHOAL_TRY(cuda_update_sums(stream, &work));
+    return SHOAL_OK;
+}
+#endif
+
 static shoal_status run_finish(const struct op *op)
 {
     const struct sums_arg *arg = op->arg;
@@ -162,15 +192,20 @@ static uint64_t sums_bytes(const struct sums_arg *arg, struct shard range)
     return bytes;
 }
 
-static shoal_status append(struct schedule *sched, struct pool *pool, int pass, uint64_t bytes,
+static bool is_cuda(const struct optim_refs *refs)
+{
+    return refs->device != NULL && strcmp(refs->device->ops->name, "cuda") == 0;
+}
+
+static shoal_status append(struct schedule *sched, uint64_t bytes, int n_threads,
                            const struct sums_arg *like, op_run_fn *run)
 {
     const struct optim_setup *setup = like->setup;
+    const bool finishes = run == run_finish;
     void *memory = NULL;
 
     SHOAL_TRY(tile_check_ref(sched_plan(sched), like->refs.limbs, "limbs",
-                             (size_t)(pool == NULL ? 1 : pool_size(pool)) * setup->n_limbs *
-                                 sizeof(int64_t)));
+                             (size_t)n_threads * setup->n_limbs * sizeof(int64_t)));
     SHOAL_TRY(tile_check_ref(sched_plan(sched), like->refs.vectors, "vectors",
                              optim_vectors_bytes(setup, like->unit)));
     SHOAL_TRY(sched_alloc(sched, sizeof *like, &memory));
@@ -179,13 +214,14 @@ static shoal_status append(struct schedule *sched, struct pool *pool, int pass, 
     struct op op = {.kind = OP_NORM,
                     .lane = LANE_COMPUTE,
                     .unit = like->unit,
-                    .index = pass,
+                    .index = like->pass,
+                    .host = finishes,
                     .bytes = bytes,
                     .run = run,
                     .arg = memory};
     op_uses(&op, like->refs.limbs, ACCESS_WRITE);
-    op_uses(&op, like->refs.vectors, run == run_finish ? ACCESS_WRITE : ACCESS_READ);
-    if (run == run_sums) {
+    op_uses(&op, like->refs.vectors, finishes ? ACCESS_WRITE : ACCESS_READ);
+    if (!finishes) {
         op_uses(&op, like->refs.grad, ACCESS_READ);
         op_uses(&op, like->refs.master, ACCESS_READ);
         op_uses(&op, like->refs.param, ACCESS_READ);
@@ -193,6 +229,31 @@ static shoal_status append(struct schedule *sched, struct pool *pool, int pass, 
             op_uses(&op, like->refs.kinds[kind], ACCESS_READ);
     }
     return sched_append(sched, &op);
+}
+
+/* Tiles, and who works on them. */
+static shoal_status cut_tiles(struct schedule *sched, struct sums_arg *arg,
+                              struct shard grad_origin, struct shard origin, struct shard range,
+                              op_run_fn **run_out)
+{
+    size_t (*cut)(const struct optim_setup *, int, struct shard, struct shard, struct shard,
+                  struct tile *) = tiles_cut;
+    void *memory = NULL;
+
+    *run_out = run_sums;
+#ifdef SHOAL_WITH_CUDA
+    if (is_cuda(&arg->refs)) {
+        *run_out = run_sums_on_cuda;
+        cut = tiles_cut_long;
+        if (update_uses_maps(arg->setup, arg->unit))
+            SHOAL_TRY(cuda_update_maps());
+    }
+#endif
+    arg->n_tiles = cut(arg->setup, arg->unit, grad_origin, origin, range, NULL);
+    SHOAL_TRY(sched_alloc(sched, arg->n_tiles * sizeof(struct tile), &memory));
+    arg->tiles = memory;
+    cut(arg->setup, arg->unit, grad_origin, origin, range, arg->tiles);
+    return SHOAL_OK;
 }
 
 shoal_status optim_op_sums(struct schedule *sched, struct pool *pool,
@@ -207,15 +268,13 @@ shoal_status optim_op_sums(struct schedule *sched, struct pool *pool,
                            .refs = *refs,
                            .unit = unit,
                            .pass = pass};
-    void *memory = NULL;
+    const int n_threads = is_cuda(refs) || pool == NULL ? 1 : pool_size(pool);
+    op_run_fn *run = NULL;
 
     if (!unit_limbs(setup, unit, &arg.begin, &arg.end))
         return SHOAL_OK;
-    arg.n_tiles = tiles_cut(setup, unit, grad_origin, origin, range, NULL);
-    SHOAL_TRY(sched_alloc(sched, arg.n_tiles * sizeof(struct tile), &memory));
-    tiles_cut(setup, unit, grad_origin, origin, range, memory);
-    arg.tiles = memory;
-    return append(sched, pool, pass, sums_bytes(&arg, range), &arg, run_sums);
+    SHOAL_TRY(cut_tiles(sched, &arg, grad_origin, origin, range, &run));
+    return append(sched, sums_bytes(&arg, range), n_threads, &arg, run);
 }
 
 shoal_status optim_op_sums_finish(struct schedule *sched, const struct optim_setup *setup, int unit,
@@ -231,5 +290,5 @@ shoal_status optim_op_sums_finish(struct schedule *sched, const struct optim_set
 
     if (!unit_limbs(setup, unit, &arg.begin, &arg.end))
         return SHOAL_OK;
-    return append(sched, NULL, pass, 0, &arg, run_finish);
+    return append(sched, 0, 1, &arg, run_finish);
 }

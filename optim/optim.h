@@ -301,16 +301,12 @@ struct optim_refs {
     struct slot_ref param;                  /* bf16 weights, or SLOT_NONE with fp32 compute */
     struct slot_ref kinds[OPTIM_MAX_KINDS]; /* SLOT_NONE where the unit has none */
     struct slot_ref vectors;                /* of the unit's tensors; SLOT_NONE: none */
-    struct slot_ref limbs; /* int64 [threads][setup->n_limbs], shared by all units */
+    struct slot_ref limbs; /* int64 [threads, 1 on cuda][setup->n_limbs], shared by all units */
     struct device *device; /* whose memory the slots are; NULL: the host's */
 };
 
-/*
- * SHOAL_ERR_UNAVAILABLE if a device of this name cannot update by the rule with these options:
- * "cuda" has no sums over tensors.
- */
-shoal_status optim_check_device(const char *device, const struct optim_rule *rule,
-                                const struct optim_hyper *hyper);
+/* SHOAL_ERR_UNAVAILABLE if a device of this name has no kernels for the rule. */
+shoal_status optim_check_device(const char *device, const struct optim_rule *rule);
 
 shoal_status optim_op_update(struct schedule *sched, struct pool *pool,
                              const struct optim_setup *setup, int unit, int index,
@@ -322,6 +318,10 @@ shoal_status optim_op_update(struct schedule *sched, struct pool *pool,
  * to the first n_limbs of refs->limbs, which the caller then adds up over the ranks, once for all
  * units; FINISH makes vectors of them on every rank.  refs->grad is that of the slice
  * `grad_origin`.  Without such rules in the unit nothing is appended.
+ *
+ * FINISH works on the host.  With a device whose memory is separate its refs->limbs and
+ * refs->vectors are slots of the host's: the caller copies the limbs there, and the vectors, which
+ * FINISH keeps from step to step, to the device's, where SUMS and UPDATE read them.
  */
 shoal_status optim_op_sums(struct schedule *sched, struct pool *pool,
                            const struct optim_setup *setup, int unit, int pass,

@@ -1,14 +1,16 @@
 #include "optim/update_parts.h"
 
-#include "optim/optim_internal.h"
+#include "optim/stats_internal.h"
 
 #include <assert.h>
 #include <string.h>
 
-/* UPDATE for devices that are told addresses and numbers: see update_work.h. */
+/* UPDATE and its sums for devices that are told addresses and numbers: see update_work.h. */
 
 static_assert(sizeof(struct update_work) <= 4096, "what kernels take by value");
 static_assert(sizeof(((struct update_part *)NULL)->f) == sizeof(struct optim_scalars), "scalars");
+static_assert((int)WORK_VECTORS == STATS_MAX_VECTORS, "vectors");
+static_assert((int)WORK_BLOCKS == STATS_MAX_PARTS, "blocks");
 
 /* The rules, and what f[SCALAR_DECAY] is for a tensor that does not decay. */
 static const struct {
@@ -28,6 +30,9 @@ static const struct {
     [RULE_ADAMW_BNB] = {&optim_adamw_bnb, 1},
     [RULE_ADAMW_DEEPSPEED] = {&optim_adamw_deepspeed, 0},
     [RULE_ADAMW_TORCH_FUSED] = {&optim_adamw_torch_fused, 0},
+    [RULE_ADAM_MINI] = {&optim_adam_mini, 1},
+    [RULE_ADAFACTOR] = {&optim_adafactor, 1},
+    [RULE_CAME] = {&optim_came, 1},
 };
 
 static const char *const CODECS[CODE_COUNT] = {
@@ -61,17 +66,11 @@ static int number_of(const char *name, const char *const *names, int n)
     return -1;
 }
 
-shoal_status optim_check_device(const char *device, const struct optim_rule *rule,
-                                const struct optim_hyper *hyper)
+shoal_status optim_check_device(const char *device, const struct optim_rule *rule)
 {
-    if (strcmp(device, "cuda") != 0)
+    if (strcmp(device, "cuda") != 0 || rule_number(rule) >= 0)
         return SHOAL_OK;
-    if (rule_number(rule) >= 0 && optim_stats_of(rule, hyper) == NULL)
-        return SHOAL_OK;
-    fail(SHOAL_ERR_UNAVAILABLE, "optimizer.name: %s%s: not on cuda yet", rule->name,
-         rule_number(rule) < 0 ? ""
-         : hyper->cautious     ? " with optimizer.cautious"
-                               : " with optimizer.tensor_clip");
+    fail(SHOAL_ERR_UNAVAILABLE, "optimizer.name: %s: not on cuda yet", rule->name);
     return fail_hint(SHOAL_ERR_UNAVAILABLE, "set run.device=cpu");
 }
 
@@ -127,13 +126,142 @@ static void fill_part(const struct tile_buffers *buffers, const struct optim_ste
     fill_states(buffers, tile, part);
 }
 
+/* ---- rules over sums ---- */
+
+/* Runs of blocks: adam_mini's, or the rows of a factored matrix. */
+static void fill_blocks(const struct optim_stats *stats, struct update_part *part)
+{
+    part->cols = (uint32_t)stats->cols;
+    if (stats->cols == 0)
+        return;
+    part->n_blocks = stats->n_parts > 0 ? stats->n_parts : 1;
+    part->blocks[0].length = (uint32_t)stats->cols;
+    for (int k = 0; k < stats->n_parts; k++)
+        part->blocks[k] = (struct work_blocks){.begin = (uint64_t)stats->parts[k].begin,
+                                               .first = (uint64_t)stats->parts[k].first_block,
+                                               .length = (uint32_t)stats->parts[k].block_elements};
+}
+
+static void fill_statistics(const struct tile_buffers *buffers, const struct tile *tile,
+                            struct update_part *part)
+{
+    const struct optim_tensor *tensor = &buffers->setup->tensors[tile->tensor];
+    const struct optim_stats *stats = tensor->stats;
+    float *vectors[STATS_MAX_VECTORS];
+
+    if (stats == NULL)
+        return;
+    tile_vectors(buffers, tile->tensor, vectors);
+    for (int v = 0; v < stats->how->n_vectors; v++)
+        part->vectors[v] = stats->vector_elements[v] > 0 ? vectors[v] : NULL;
+    part->decays = tensor->decay;
+    fill_blocks(stats, part);
+    if (stats->how == &optim_elements_stats && stats->n_limbs[ELEMENTS_MASK] > 0) {
+        part->weight_decay = part->decay;
+        part->decay = RULES[part->rule].no_decay;
+    }
+}
+
 void update_work_fill(const struct tile_buffers *buffers, const struct optim_step *step,
                       const struct tile *tiles, size_t n, struct update_work *work)
 {
     *work = (struct update_work){.n_parts = (int32_t)n, .grad_scale = step->grad_scale};
     for (size_t i = 0; i < n; i++) {
         fill_part(buffers, step, &tiles[i], &work->parts[i]);
-        work->parts[i].first_block = work->n_blocks;
-        work->n_blocks += (work->parts[i].n + QUANTUM - 1) / QUANTUM;
+        fill_statistics(buffers, &tiles[i], &work->parts[i]);
     }
+}
+
+/* One of the sums that a pass makes of a tensor, from limb `at` of the tensor on. */
+struct part_sum {
+    enum element_value value;
+    enum element_sum sum;
+    int64_t at, n_sums;
+};
+
+static int factored_squares(const struct optim_stats *stats, struct part_sum out[WORK_SUMS])
+{
+    int n = 0;
+
+    if (stats->cols == 0) {
+        out[n++] = (struct part_sum){VALUE_SQUARE, SUM_BITS, 0, 0};
+    } else {
+        out[n++] = (struct part_sum){VALUE_GRAD, SUM_BLOCKS, 0, stats->rows};
+        out[n++] = (struct part_sum){VALUE_GRAD, SUM_COLUMNS, LIMBS * stats->rows, stats->cols};
+    }
+    if (stats->scale_parameter)
+        out[n++] = (struct part_sum){VALUE_WEIGHT, SUM_TENSOR, stats->n_limbs[0] - EXACT_LIMBS, 0};
+    return n;
+}
+
+static int came_sums(const struct optim_stats *stats, int pass, struct part_sum out[WORK_SUMS])
+{
+    if (pass == 1) {
+        out[0] = (struct part_sum){VALUE_UPDATE, SUM_TENSOR, 0, 0};
+        out[1] = (struct part_sum){VALUE_AVERAGE, SUM_TENSOR, EXACT_LIMBS, 0};
+        return stats->cols > 0 ? 2 : 1;
+    }
+    out[0] = (struct part_sum){VALUE_RESIDUAL, SUM_BLOCKS, 0, stats->rows};
+    out[1] = (struct part_sum){VALUE_RESIDUAL, SUM_COLUMNS, LIMBS * stats->rows, stats->cols};
+    return 2;
+}
+
+/* What accumulate adds up in a pass that has limbs. */
+static int sums_of(const struct optim_stats *stats, int pass, struct part_sum out[WORK_SUMS])
+{
+    switch (rule_number(stats->rule)) {
+    case RULE_ADAM_MINI:
+        out[0] = stats->cols == 0 ? (struct part_sum){VALUE_SHARE, SUM_BITS, 0, 0}
+                                  : (struct part_sum){VALUE_GRAD, SUM_BLOCKS, 0,
+                                                      stats->vector_elements[MINI_AVG_SQ]};
+        return 1;
+    case RULE_ADAFACTOR:
+    case RULE_CAME:
+        if (pass == 0)
+            return factored_squares(stats, out);
+        if (stats->rule == &optim_came.rule)
+            return came_sums(stats, pass, out);
+        out[0] = (struct part_sum){VALUE_UPDATE, SUM_TENSOR, 0, 0};
+        return 1;
+    default:
+        out[0] = pass == ELEMENTS_CLIP ? (struct part_sum){VALUE_CORRECTED, SUM_TENSOR, 0, 0}
+                                       : (struct part_sum){VALUE_AGREES, SUM_ELEMENTS, 0, 0};
+        return 1;
+    }
+}
+
+static void fill_sum(const struct sums_work *sums, const struct tile *tile,
+                     const struct part_sum *sum, struct update_part *part)
+{
+    const struct optim_step *step = sums->step;
+    const struct optim_tensor *tensor = &sums->buffers->setup->tensors[tile->tensor];
+    const struct optim_stats_step stats_step = {.grad_scale = step->grad_scale,
+                                                .grad_squares = step->grad_squares};
+
+    fill_part(sums->buffers, step, tile, part);
+    fill_statistics(sums->buffers, tile, part);
+    part->value = (int32_t)sum->value;
+    part->sum = (int32_t)sum->sum;
+    part->limbs = sums->limbs + tensor->limbs_at + sum->at;
+    part->n_sums = (uint64_t)sum->n_sums;
+    part->scale = stats_grad_scale(&stats_step);
+}
+
+bool sums_work_fill(struct sums_work *sums, struct update_work *work)
+{
+    *work = (struct update_work){.grad_scale = sums->step->grad_scale};
+    for (; sums->next < sums->n_tiles; sums->next++) {
+        const struct tile *tile = &sums->tiles[sums->next];
+        const struct optim_stats *stats = sums->buffers->setup->tensors[tile->tensor].stats;
+        struct part_sum of_tile[WORK_SUMS];
+        int n = 0;
+
+        if (stats != NULL && stats->n_limbs[sums->pass] > 0)
+            n = sums_of(stats, sums->pass, of_tile);
+        if (work->n_parts + n > WORK_PARTS)
+            break;
+        for (int i = 0; i < n; i++)
+            fill_sum(sums, tile, &of_tile[i], &work->parts[work->n_parts++]);
+    }
+    return work->n_parts > 0;
 }

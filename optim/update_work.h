@@ -4,8 +4,8 @@
 #include <stdint.h>
 
 /*
- * UPDATE as a device does it: addresses and scalars of some tensors' parts, given to a kernel by
- * value.  C and C++.
+ * UPDATE, and the sums before it (stats.h), as a device does them: addresses and scalars of some
+ * tensors' parts, given to a kernel by value.  C and C++.
  */
 
 enum element_rule {
@@ -22,6 +22,9 @@ enum element_rule {
     RULE_ADAMW_BNB,
     RULE_ADAMW_DEEPSPEED,
     RULE_ADAMW_TORCH_FUSED,
+    RULE_ADAM_MINI,
+    RULE_ADAFACTOR,
+    RULE_CAME,
     RULE_COUNT
 };
 
@@ -40,7 +43,37 @@ enum element_codec {
 
 enum element_master { MASTER_FP32, MASTER_SPLIT16, MASTER_ECC8, MASTER_BF16SR, MASTER_COUNT };
 
-enum { WORK_STATES = 3, WORK_PARTS = 16 };
+enum { WORK_STATES = 3, WORK_PARTS = 8, WORK_VECTORS = 12, WORK_BLOCKS = 3, WORK_SUMS = 3 };
+
+/* What a pass of sums adds up of an element, see the rules' files. */
+enum element_value {
+    VALUE_GRAD,      /* g */
+    VALUE_WEIGHT,    /* the master weight */
+    VALUE_SHARE,     /* adam_mini_share */
+    VALUE_SQUARE,    /* factored_square */
+    VALUE_UPDATE,    /* u of a factored second moment */
+    VALUE_AVERAGE,   /* state 0 */
+    VALUE_RESIDUAL,  /* came: the clipped u less its average */
+    VALUE_CORRECTED, /* mars: the corrected gradient */
+    VALUE_AGREES,    /* cautious: whether the step is kept */
+    VALUE_COUNT
+};
+
+/* Into which limbs. */
+enum element_sum {
+    SUM_BLOCKS,   /* squares, fixed point, a sum for each block or row */
+    SUM_COLUMNS,  /* squares, fixed point, a sum for each column */
+    SUM_TENSOR,   /* squares, one exact sum */
+    SUM_BITS,     /* no sum: the bits of each element */
+    SUM_ELEMENTS, /* how many elements */
+    SUM_COUNT
+};
+
+/* From element `begin` on blocks of `length` elements; `first`: the number of the first. */
+struct work_blocks {
+    uint64_t begin, first;
+    uint32_t length;
+};
 
 /* A run of elements of one tensor, from a quantum on. */
 struct update_part {
@@ -52,16 +85,29 @@ struct update_part {
     uint64_t key;         /* of stochastic rounding */
     uint64_t begin;       /* the tensor's element */
     uint32_t n;           /* elements */
-    uint32_t first_block; /* the number of the first quantum, of all of this work */
+    uint32_t first_block; /* of threads, of all of this work; set by launchers */
     int32_t rule, master, n_states;
     int32_t codec[WORK_STATES], is_unsigned[WORK_STATES];
     float decay;
     float f[12]; /* scalars of the step */
+
+    /* Of rules over sums, else zeros. */
+    const float *vectors[WORK_VECTORS]; /* by the rule's indices; NULL: none */
+    uint32_t cols;                      /* of a tensor with rows or blocks */
+    int32_t n_blocks;                   /* runs of blocks of one length */
+    struct work_blocks blocks[WORK_BLOCKS];
+    float weight_decay; /* cautious: instead of `decay`, which leaves weights alone */
+    int32_t decays;     /* factored: by the tensor's vector */
+
+    /* Of sums. */
+    int32_t value, sum;
+    int64_t *limbs;
+    uint64_t n_sums; /* blocks, rows or columns: limb 1 of a sum is so many behind limb 0 */
+    double scale;    /* of fixed point */
 };
 
 struct update_work {
     int32_t n_parts;
-    uint32_t n_blocks; /* quanta of all parts */
     float grad_scale;
     struct update_part parts[WORK_PARTS];
 };

@@ -314,7 +314,7 @@ shoal_status setup_check_optimizer(const struct config *config, const char *devi
 
     SHOAL_TRY(optimizer_groups(config, groups, &n));
     for (int i = 0; i < n; i++)
-        SHOAL_TRY(optim_check_device(device, groups[i].rule, &groups[i].hyper));
+        SHOAL_TRY(optim_check_device(device, groups[i].rule));
     return SHOAL_OK;
 }
 

@@ -1,268 +1,9 @@
-/* UPDATE: a block of threads is a quantum, a thread an element.  See element.h. */
+/* UPDATE and its sums: a block of threads is a quantum, a thread an element.  See element.h. */
 #include "optim/cuda/update.h"
 
-#include "optim/element_codecs.h"
-#include "optim/element_rules.h"
-#include "runtime/device/launch.cuh"
+#include "optim/cuda/sums.cuh"
 
-extern "C" {
-#include "optim/codec_map.h"
-}
-
-enum { QUANTUM_THREADS = 256, WARP = 32 };
-
-static __device__ struct codec_map device_maps[N_MAP_KINDS][2];
-
-/* ---- blocks that share a scale ---- */
-
-/* The largest key of the block of `block` elements around the thread; all threads must call it. */
-static __device__ __forceinline__ uint32_t block_max(uint32_t key, int block)
-{
-    __shared__ uint32_t largest[QUANTUM_THREADS / WARP];
-    const int warp = (int)threadIdx.x / WARP;
-    const int warps = block / WARP;
-    const int first = warp / warps * warps;
-
-    for (int distance = WARP / 2; distance > 0; distance /= 2)
-        key = max_bits(key, __shfl_xor_sync(0xffffffffu, key, distance));
-    __syncthreads(); /* the last search has been read */
-    if (threadIdx.x % WARP == 0)
-        largest[warp] = key;
-    __syncthreads();
-    for (int i = first; i < first + warps; i++)
-        key = max_bits(key, largest[i]);
-    return key;
-}
-
-/* Where a thread's element is, and what one of its states rests in. */
-struct place {
-    size_t i; /* in the part */
-    bool live;
-    uint8_t *codes;
-    float *scales;
-    int codec;
-    bool is_unsigned;
-};
-
-static __device__ __forceinline__ void put_scale(const place &at, int block, float scale)
-{
-    if (at.live && at.i % (size_t)block == 0)
-        at.scales[at.i / (size_t)block] = scale;
-}
-
-static __device__ __forceinline__ void put_byte(const place &at, uint32_t code)
-{
-    if (at.live)
-        at.codes[at.i] = (uint8_t)code;
-}
-
-/* The thread of the first of two elements writes both; all threads must call it. */
-static __device__ __forceinline__ void put_nibble(const place &at, bool first_high, uint32_t code)
-{
-    const uint32_t mine = at.live ? code & 15u : 0u;
-    const uint32_t next = __shfl_xor_sync(0xffffffffu, mine, 1);
-
-    if (at.live && at.i % 2 == 0)
-        at.codes[at.i / 2] = (uint8_t)(first_high ? mine << 4 | next : mine | next << 4);
-}
-
-static __device__ __forceinline__ uint32_t get_nibble(const place &at, bool first_high)
-{
-    return (uint32_t)at.codes[at.i / 2] >> ((at.i % 2 == 1) != first_high ? 4 : 0) & 15u;
-}
-
-static __device__ __forceinline__ uint32_t key_of(const place &at, float x)
-{
-    return at.is_unsigned ? (uint32_t)max_signed(moment_key(x), 0) : magnitude_key(x);
-}
-
-/* ---- encoders ---- */
-
-static __device__ __forceinline__ void encode_int8(const place &at, float x)
-{
-    const uint32_t largest = block_max(key_of(at, x), 32);
-    const bool good = largest >= LEAST_NORMAL_BITS && largest < INFINITY_BITS;
-    const uint32_t bad = largest < LEAST_NORMAL_BITS ? 0u : (uint32_t)NAN_BITS;
-    const float inverse = 1.0f / float_of(good ? largest : (uint32_t)INFINITY_BITS);
-    const uint32_t code =
-        at.is_unsigned ? int8_unsigned_code(x, inverse) : int8_signed_code(x, inverse);
-
-    put_scale(at, 32, float_of(good ? largest : bad));
-    put_byte(at, good ? code : 0u);
-}
-
-static __device__ __forceinline__ void encode_int4(const place &at, float x)
-{
-    const uint32_t largest = block_max(key_of(at, x), 128);
-    const bool good = largest >= LEAST_NORMAL_BITS && largest < INFINITY_BITS;
-    uint32_t scale = good ? largest : largest < LEAST_NORMAL_BITS ? 0u : (uint32_t)NAN_BITS;
-    uint32_t code = 0;
-
-    if (!at.is_unsigned) {
-        const uint32_t above = block_max((uint32_t)max_signed((int32_t)bits_of(x), 0), 128);
-
-        scale = good && above != largest ? largest | 0x80000000u : scale;
-    }
-    if (good) {
-        const float inverse = 1.0f / float_of(scale);
-
-        code = at.is_unsigned ? int4_unsigned_code(x, inverse) : int4_signed_code(x, inverse);
-    }
-    put_scale(at, 128, float_of(scale));
-    put_nibble(at, false, code);
-}
-
-static __device__ __forceinline__ void encode_fp8(const place &at, float x)
-{
-    const uint32_t largest = block_max(magnitude_key(x), 256);
-    const float scale = float_of(largest) / 448.0f;
-    const bool good = bits_of(scale) >= LEAST_NORMAL_BITS && largest < INFINITY_BITS;
-    const uint32_t bad = largest >= INFINITY_BITS ? (uint32_t)NAN_BITS : 0u;
-
-    put_scale(at, 256, good ? scale : float_of(bad));
-    put_byte(at, good ? e4m3_of(x / scale) : 0u);
-}
-
-static __device__ __forceinline__ void encode_map(const place &at, float x)
-{
-    const int kind = at.codec - CODE_BNB8;
-    const bool ao = kind == MAP_AO8 || kind == MAP_AO4;
-    const bool bytes = kind == MAP_BNB8 || kind == MAP_AO8;
-    const int block = bytes ? 256 : 128;
-    const float scale = map_scale(ao, block_max(map_key(ao, x), block));
-    const map_steps *steps = &device_maps[kind][at.is_unsigned].steps;
-    const map_search search = {steps->least, (uint32_t)steps->shift, steps->cells, steps->cell,
-                               kind == MAP_BNB8 && !at.is_unsigned};
-    const uint32_t code = map_code(search, x, scale);
-
-    put_scale(at, block, scale);
-    if (bytes)
-        put_byte(at, code);
-    else
-        put_nibble(at, kind == MAP_AO4, code);
-}
-
-/* All threads of a block must call it: those without an element with x = 0. */
-static __device__ __forceinline__ void encode(const place &at, float x)
-{
-    switch (at.codec) {
-    case CODE_FP32:
-        if (at.live)
-            ((float *)at.codes)[at.i] = x;
-        break;
-    case CODE_BF16:
-        if (at.live)
-            ((uint16_t *)at.codes)[at.i] = bf16_of(x);
-        break;
-    case CODE_INT8:
-        encode_int8(at, x);
-        break;
-    case CODE_INT4:
-        encode_int4(at, x);
-        break;
-    case CODE_FP8:
-        encode_fp8(at, x);
-        break;
-    default:
-        encode_map(at, x);
-        break;
-    }
-}
-
-/* ---- decoders ---- */
-
-static __device__ __forceinline__ float decode_map(const place &at)
-{
-    const int kind = at.codec - CODE_BNB8;
-    const bool bytes = kind == MAP_BNB8 || kind == MAP_AO8;
-    const uint32_t code = bytes ? at.codes[at.i] : get_nibble(at, kind == MAP_AO4);
-    const float scale = at.scales[at.i / (bytes ? 256 : 128)];
-
-    return one_nan(device_maps[kind][at.is_unsigned].values[code] * scale);
-}
-
-static __device__ __forceinline__ float decode(const place &at)
-{
-    switch (at.codec) {
-    case CODE_FP32:
-        return ((const float *)at.codes)[at.i];
-    case CODE_BF16:
-        return of_bf16(((const uint16_t *)at.codes)[at.i]);
-    case CODE_INT8:
-        return at.is_unsigned ? int8_unsigned_value(at.codes[at.i], at.scales[at.i / 32])
-                              : int8_signed_value((int8_t)at.codes[at.i], at.scales[at.i / 32]);
-    case CODE_INT4: {
-        const uint32_t code = get_nibble(at, false);
-        const float scale = at.scales[at.i / 128];
-
-        return at.is_unsigned ? int4_unsigned_value(code, scale) : INT4_SIGNED_VALUES[code] * scale;
-    }
-    case CODE_FP8:
-        return one_nan(of_e4m3(at.codes[at.i]) * at.scales[at.i / 256]);
-    default:
-        return decode_map(at);
-    }
-}
-
-/* ---- master weights ---- */
-
-static __device__ __forceinline__ float decode_master(const update_part &part, size_t i)
-{
-    switch (part.master) {
-    case MASTER_FP32:
-        return ((const float *)part.low)[i];
-    case MASTER_SPLIT16:
-        return split16_value(part.param[i], ((const uint16_t *)part.low)[i]);
-    case MASTER_ECC8:
-        return ecc8_value(part.param[i], ((const int8_t *)part.low)[i]);
-    default:
-        return of_bf16(part.param[i]);
-    }
-}
-
-/* The noise of the thread's element; all threads must call it, once. */
-static __device__ __forceinline__ uint32_t noise_of(uint64_t key, uint64_t quantum)
-{
-    __shared__ uint32_t words[4][WARP];
-    const uint32_t t = threadIdx.x;
-
-    if (t < WARP)
-        bf16sr_words(key, quantum * WARP + t, &words[0][t], &words[1][t], &words[2][t],
-                     &words[3][t]);
-    __syncthreads();
-    return words[t / 64][t % WARP] >> (t / WARP % 2 == 1 ? 16 : 0) & 0xffffu;
-}
-
-static __device__ __forceinline__ void encode_master(const update_part &part, size_t i, bool live,
-                                                     float p)
-{
-    const uint32_t noise = part.master == MASTER_BF16SR
-                               ? noise_of(part.key, (part.begin + i) / QUANTUM_THREADS)
-                               : 0u;
-
-    if (!live)
-        return;
-    switch (part.master) {
-    case MASTER_FP32:
-        ((float *)part.low)[i] = p;
-        if (part.param != NULL)
-            part.param[i] = bf16_of(p);
-        break;
-    case MASTER_SPLIT16:
-        ((uint16_t *)part.low)[i] = (uint16_t)bits_of(p);
-        part.param[i] = split16_hi(bits_of(p));
-        break;
-    case MASTER_ECC8:
-        ((uint8_t *)part.low)[i] = (uint8_t)ecc8_rounded(p);
-        part.param[i] = ecc8_hi(ecc8_rounded(p));
-        break;
-    default:
-        part.param[i] = bf16sr_hi(p, noise);
-        break;
-    }
-}
-
-/* ---- kernel ---- */
+/* ---- rules ---- */
 
 static __device__ __forceinline__ float step(const update_part &part, float g, float p, float *s)
 {
@@ -296,37 +37,103 @@ static __device__ __forceinline__ float step(const update_part &part, float g, f
     }
 }
 
-static __device__ __forceinline__ place place_of(const update_part &part, int k, size_t i,
-                                                 bool live)
+/* mars clips by what its sums say. */
+static __device__ __forceinline__ float clipped_step(const update_part &part, float g, float p,
+                                                     float *s)
 {
-    return {i,
-            live,
-            (uint8_t *)part.codes[k],
-            part.scales[k],
-            part.codec[k],
-            part.is_unsigned[k] != 0};
+    if (part.vectors[ELEMENTS_CLIP] == NULL)
+        return step(part, g, p, s);
+
+    float f[sizeof part.f / sizeof part.f[0]];
+
+    memcpy(f, part.f, sizeof f);
+    f[MARS_CLIP] = *part.vectors[ELEMENTS_CLIP];
+    return mars_step(f, part.decay, g, p, s);
 }
 
-static __global__ void __launch_bounds__(QUANTUM_THREADS)
-    update_quanta(const __grid_constant__ update_work work)
+/* What the rule takes from a weight, without decay. */
+static __device__ __forceinline__ float step_taken(const update_part &part, float g, float *s)
+{
+    return 0.0f - one_nan(clipped_step(part, g, 0.0f, s));
+}
+
+static __device__ __forceinline__ float cautious_step(const update_part &part, size_t i, float g,
+                                                      float p, float *s)
+{
+    const float u = step_taken(part, g, s);
+    const float kept = step_agrees(u, part.grad[i]) ? u * *part.vectors[ELEMENTS_MASK] : 0.0f;
+
+    return moved_weight(p, part.weight_decay, kept, 1.0f);
+}
+
+static __device__ __forceinline__ float factored_step(const update_part &part, const spot &at,
+                                                      float g, float p, float *s)
+{
+    const float *values = part.vectors[FACTORED_STEP];
+    const float decay = part.decays != 0 ? values[STEP_DECAY] : 1.0f;
+    float u = 0.0f;
+
+    if (part.rule == RULE_ADAFACTOR)
+        return moved_weight(p, decay, factored_update(part, at, g), values[STEP_SIZE]);
+    clipped_update(part, at, g, s);
+    u = s[0];
+    if (part.cols > 0)
+        u = by_factors(u, part.vectors[CAME_ROW_FACTOR][at.row],
+                       part.vectors[CAME_COL_FACTOR][at.col]);
+    return moved_weight(p, decay, u, values[STEP_SIZE]);
+}
+
+static __device__ __forceinline__ float any_step(const update_part &part, size_t i, float g,
+                                                 float p, float *s)
+{
+    switch (part.rule) {
+    case RULE_ADAM_MINI: {
+        const uint64_t element = part.begin + i;
+        const uint64_t block = part.n_blocks > 0 ? block_of(part, element).block : element;
+
+        return adam_mini_step(part.f, part.decay, g, p, s, part.vectors[MINI_DENOMINATOR][block]);
+    }
+    case RULE_ADAFACTOR:
+    case RULE_CAME:
+        return factored_step(part, spot_of(part, i), g, p, s);
+    default:
+        return part.vectors[ELEMENTS_MASK] != NULL ? cautious_step(part, i, g, p, s)
+                                                   : clipped_step(part, g, p, s);
+    }
+}
+
+/* ---- kernels ---- */
+
+static __device__ __forceinline__ const update_part &part_of(const update_work &work)
 {
     int index = work.n_parts - 1;
 
     while (blockIdx.x < work.parts[index].first_block)
         index--;
+    return work.parts[index];
+}
 
-    const update_part &part = work.parts[index];
+static __device__ __forceinline__ void decode_states(const update_part &part, size_t i, float *s)
+{
+    ELEMENT_UNROLL
+    for (int k = 0; k < WORK_STATES; k++)
+        s[k] = k < part.n_states ? decode(place_of(part, k, i, true)) : 0.0f;
+}
+
+static __global__ void __launch_bounds__(QUANTUM_THREADS)
+    update_quanta(const __grid_constant__ update_work work)
+{
+    const update_part &part = part_of(work);
     const size_t i = (size_t)(blockIdx.x - part.first_block) * QUANTUM_THREADS + threadIdx.x;
     const bool live = i < part.n;
     float s[WORK_STATES] = {0.0f, 0.0f, 0.0f};
     float p = 0.0f;
 
     if (live) {
-        ELEMENT_UNROLL
-        for (int k = 0; k < WORK_STATES; k++)
-            if (k < part.n_states)
-                s[k] = decode(place_of(part, k, i, live));
-        p = one_nan(step(part, part.grad[i] * work.grad_scale, decode_master(part, i), s));
+        const float g = part.grad[i] * work.grad_scale;
+
+        decode_states(part, i, s);
+        p = one_nan(any_step(part, i, g, decode_master(part, i), s));
     }
     ELEMENT_UNROLL
     for (int k = 0; k < WORK_STATES; k++)
@@ -335,15 +142,57 @@ static __global__ void __launch_bounds__(QUANTUM_THREADS)
     encode_master(part, i, live, p);
 }
 
+/* All threads must call it; `n` elements of the quantum are in the part. */
+static __device__ __forceinline__ void sum_agreeing(const update_part &part, float grad_scale,
+                                                    size_t i, int n)
+{
+    float s[WORK_STATES];
+    bool agrees = false;
+
+    if ((int)threadIdx.x < n) {
+        decode_states(part, i, s);
+        agrees = step_agrees(step_taken(part, part.grad[i] * grad_scale, s), part.grad[i]);
+    }
+    sum_elements(part, agrees);
+}
+
+static __global__ void __launch_bounds__(QUANTUM_THREADS)
+    sum_quanta(const __grid_constant__ update_work work)
+{
+    const update_part &part = part_of(work);
+    const uint32_t block = blockIdx.x - part.first_block;
+    const size_t i = (size_t)block * QUANTUM_THREADS + threadIdx.x;
+
+    if (!has_scale(part))
+        return;
+    if (part.sum == SUM_COLUMNS) {
+        sum_columns(part, work.grad_scale, block);
+        return;
+    }
+
+    const uint32_t left = part.n - block * QUANTUM_THREADS;
+    const int n = left < QUANTUM_THREADS ? (int)left : QUANTUM_THREADS;
+
+    if (part.sum == SUM_ELEMENTS) {
+        sum_agreeing(part, work.grad_scale, i, n);
+        return;
+    }
+
+    const float x = i < part.n ? value_of(part, work.grad_scale, spot_of(part, i)) : 0.0f;
+
+    if (part.sum == SUM_BLOCKS)
+        sum_blocks(part, i, n, x);
+    else if (part.sum == SUM_TENSOR)
+        sum_tensor(part, n, x);
+    else if (i < part.n)
+        part.limbs[part.begin + i] = (int64_t)bits_of(x); /* nobody else has this element */
+}
+
 /* ---- launchers ---- */
 
-static bool good_part(const update_part *part)
+static bool good_states(const update_part *part)
 {
-    bool good = part->n > 0 && part->grad != NULL && part->rule >= 0 && part->rule < RULE_COUNT &&
-                part->master >= 0 && part->master < MASTER_COUNT && part->n_states >= 0 &&
-                part->n_states <= WORK_STATES && part->begin % QUANTUM_THREADS == 0 &&
-                (part->low != NULL || part->master == MASTER_BF16SR) &&
-                (part->param != NULL || part->master == MASTER_FP32);
+    bool good = part->n_states >= 0 && part->n_states <= WORK_STATES;
 
     for (int k = 0; good && k < part->n_states; k++)
         good = part->codes[k] != NULL && part->codec[k] >= 0 && part->codec[k] < CODE_COUNT &&
@@ -351,23 +200,95 @@ static bool good_part(const update_part *part)
     return good;
 }
 
-extern "C" shoal_status cuda_update(cudaStream_t stream, const struct update_work *work)
+static bool good_part(const update_part *part)
+{
+    return part->n > 0 && part->grad != NULL && part->rule >= 0 && part->rule < RULE_COUNT &&
+           part->master >= 0 && part->master < MASTER_COUNT && good_states(part) &&
+           part->begin % QUANTUM_THREADS == 0 &&
+           (part->low != NULL || part->master == MASTER_BF16SR) &&
+           (part->param != NULL || part->master == MASTER_FP32);
+}
+
+/* The vectors that the rule cannot do without. */
+static bool good_vectors(const update_part *part)
+{
+    const float *const *v = part->vectors;
+
+    switch (part->rule) {
+    case RULE_ADAM_MINI:
+        return v[MINI_DENOMINATOR] != NULL;
+    case RULE_ADAFACTOR:
+    case RULE_CAME:
+        if (v[FACTORED_STEP] == NULL || part->cols == 0)
+            return v[FACTORED_STEP] != NULL && v[FACTORED_ELEMENT] != NULL;
+        return v[FACTORED_ROW_FACTOR] != NULL && v[FACTORED_COL_FACTOR] != NULL &&
+               (part->rule == RULE_ADAFACTOR ||
+                (v[CAME_ROW_FACTOR] != NULL && v[CAME_COL_FACTOR] != NULL));
+    default:
+        return true;
+    }
+}
+
+static bool good_sum(const update_part *part)
+{
+    const bool by_blocks = part->sum == SUM_BLOCKS, by_columns = part->sum == SUM_COLUMNS;
+
+    return part->limbs != NULL && part->value >= 0 && part->value < VALUE_COUNT && part->sum >= 0 &&
+           part->sum < SUM_COUNT && (part->sum == SUM_ELEMENTS) == (part->value == VALUE_AGREES) &&
+           (!by_columns || part->cols > 0) && (!(by_blocks || by_columns) || part->n_sums > 0) &&
+           part->n_blocks >= (by_blocks ? 1 : 0) && part->n_blocks <= WORK_BLOCKS;
+}
+
+/* Blocks of threads for a part. */
+static uint64_t blocks_of(const update_part *part, bool sums)
+{
+    if (!sums || part->sum != SUM_COLUMNS)
+        return ((uint64_t)part->n + QUANTUM_THREADS - 1) / QUANTUM_THREADS;
+
+    const uint64_t first = part->begin / part->cols;
+    const uint64_t last = (part->begin + part->n - 1) / part->cols;
+    const uint64_t chunks = (part->cols + QUANTUM_THREADS - 1) / QUANTUM_THREADS;
+
+    return (last - first + COLUMN_ROWS) / COLUMN_ROWS * chunks;
+}
+
+/* Checks the work and numbers the blocks of its parts. */
+static shoal_status place_blocks(update_work *work, bool sums, dim3 *grid_out)
 {
     uint64_t blocks = 0;
 
-    if (work->n_parts < 0 || work->n_parts > WORK_PARTS)
+    if (work->n_parts < 1 || work->n_parts > WORK_PARTS)
         return fail(SHOAL_ERR_INTERNAL, "cuda: update of %d parts", work->n_parts);
     for (int i = 0; i < work->n_parts; i++) {
-        if (!good_part(&work->parts[i]) || work->parts[i].first_block != blocks)
+        update_part *part = &work->parts[i];
+
+        if (!good_part(part) || !good_vectors(part) || (sums && !good_sum(part)))
             return fail(SHOAL_ERR_INTERNAL, "cuda: update: bad part %d", i);
-        blocks += ((uint64_t)work->parts[i].n + QUANTUM_THREADS - 1) / QUANTUM_THREADS;
+        part->first_block = (uint32_t)blocks;
+        blocks += blocks_of(part, sums);
+        if (blocks > 0x7fffffffu)
+            return fail(SHOAL_ERR_INTERNAL, "cuda: update: more blocks than a grid can have");
     }
-    if (blocks != work->n_blocks || blocks > 0x7fffffffu)
-        return fail(SHOAL_ERR_INTERNAL, "cuda: update of %u quanta", work->n_blocks);
-    if (blocks == 0)
-        return SHOAL_OK;
-    return launch("update of weights", update_quanta, dim3((unsigned)blocks), QUANTUM_THREADS, 0,
-                  stream, *work);
+    *grid_out = dim3((unsigned)blocks);
+    return SHOAL_OK;
+}
+
+extern "C" shoal_status cuda_update(cudaStream_t stream, const struct update_work *work)
+{
+    update_work placed = *work;
+    dim3 grid;
+
+    SHOAL_TRY(place_blocks(&placed, false, &grid));
+    return launch("update of weights", update_quanta, grid, QUANTUM_THREADS, 0, stream, placed);
+}
+
+extern "C" shoal_status cuda_update_sums(cudaStream_t stream, const struct update_work *work)
+{
+    update_work placed = *work;
+    dim3 grid;
+
+    SHOAL_TRY(place_blocks(&placed, true, &grid));
+    return launch("sums over tensors", sum_quanta, grid, QUANTUM_THREADS, 0, stream, placed);
 }
 
 extern "C" shoal_status cuda_update_maps(void)

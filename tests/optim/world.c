@@ -15,7 +15,7 @@ static const struct {
 } TENSORS[] = {
     {"wte", ROLE_EMBEDDING, 131, 41, true}, {"attn.qkv", ROLE_QKV, 96, 71, true},
     {"attn.bias", ROLE_BIAS, 96, 0, false}, {"mlp.up", ROLE_UP, 150, 67, true},
-    {"mlp.down", ROLE_DOWN, 67, 150, true}, {"small", ROLE_O, 31, 30, true},
+    {"mlp.down", ROLE_DOWN, 21, 479, true}, {"small", ROLE_O, 31, 30, true},
     {"norm", ROLE_NORM, 5, 0, false},
 };
 
@@ -63,6 +63,7 @@ static struct optim_setup *make_setup(const struct layout *layout,
                                       .beta3 = 0.999,
                                       .alpha = 5,
                                       .gamma = 0.025,
+                                      .scale_parameter = params->scale_parameter,
                                       .cautious = params->cautious,
                                       .tensor_clip = params->tensor_clip};
     cr_assert_eq(optim_find(params->rule, &base.rule), SHOAL_OK);
@@ -249,15 +250,25 @@ void world_begin(struct world *world, int64_t update, double lr)
     optim_step_begin(world->setup, lr, 1.0 / (double)update, 11, update, &world->step);
 }
 
+void world_finish(struct world *world, int pass)
+{
+    add_limbs(world);
+    cr_assert_eq(exec_run(world->finish[pass]), SHOAL_OK, "%s", shoal_last_error());
+}
+
+void world_run(struct world *world)
+{
+    for (int pass = 0; pass < world->setup->n_passes; pass++) {
+        cr_assert_eq(exec_run(world->sums[pass]), SHOAL_OK, "%s", shoal_last_error());
+        world_finish(world, pass);
+    }
+    cr_assert_eq(exec_run(world->sched), SHOAL_OK, "%s", shoal_last_error());
+}
+
 void world_update(struct world *world, int64_t update, double lr)
 {
     world_begin(world, update, lr);
-    for (int pass = 0; pass < world->setup->n_passes; pass++) {
-        cr_assert_eq(exec_run(world->sums[pass]), SHOAL_OK, "%s", shoal_last_error());
-        add_limbs(world);
-        cr_assert_eq(exec_run(world->finish[pass]), SHOAL_OK, "%s", shoal_last_error());
-    }
-    cr_assert_eq(exec_run(world->sched), SHOAL_OK, "%s", shoal_last_error());
+    world_run(world);
 }
 
 const char *world_kind(const struct world *world, int index)

@@ -29,7 +29,7 @@ struct world {
 /* Tensors of odd sizes and of every sort; add_group: text of optimizer.groups, NULL: none. */
 struct world_params {
     const char *rule, *state, *master, *add_group;
-    bool cautious, tensor_clip;
+    bool cautious, tensor_clip, scale_parameter;
     int n_ranks, n_threads;
     int64_t chunk;
     struct device *device; /* of UPDATE's refs; the memory is the host's all the same */
@@ -39,7 +39,11 @@ void world_close(struct world *world);
 
 /* Gradients, which are a function of (update, element), and scalars; then the update itself. */
 void world_begin(struct world *world, int64_t update, double lr);
-void world_update(struct world *world, int64_t update, double lr);
+void world_run(struct world *world);
+void world_update(struct world *world, int64_t update, double lr); /* both */
+
+/* The limbs of a pass are made: add them up over the ranks and make vectors of them. */
+void world_finish(struct world *world, int pass);
 
 /* All bytes of a kind (or of "master", "param") over the ranks; freed by the caller. */
 unsigned char *world_bytes(const struct world *world, const char *kind, size_t *n_out);

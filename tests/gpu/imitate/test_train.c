@@ -182,18 +182,44 @@ Test(imitated_train, says_what_attention_runs_on)
                        "%s", rig_log());
 }
 
-Test(imitated_train, refuses_what_the_device_has_no_kernels_for)
+Test(imitated_train, is_that_of_the_host_with_rules_over_sums)
 {
-    const char *const words[] = {"optimizer.groups=[\"norm: rule=came\"]", NULL};
-    char config[96];
+    check((const char *[]){"optimizer.name=adam_mini", "parallel.zero=0", NULL}, 1e-3);
+    check((const char *[]){"optimizer.name=adafactor", "optimizer.lr=1e-2",
+                           "optimizer.scale_parameter=true", NULL},
+          1e-3);
+    check((const char *[]){"optimizer.groups=[\"norm: rule=came\", \"up,down: rule=adafactor\"]",
+                           "optimizer.name=mars", "optimizer.tensor_clip=true", NULL},
+          1e-3);
+    check((const char *[]){"precision.compute=bf16", "optimizer.name=came", "optimizer.state=int8",
+                           "precision.master=bf16sr", NULL},
+          3e-3);
+    check((const char *[]){"optimizer.name=lion", "optimizer.lr=1e-4", "optimizer.cautious=true",
+                           NULL},
+          3e-3);
+}
 
-    cr_assert_eq(run(imitated, "cuda", "run.device=cuda", words), 69, "%s", rig_log());
-    cr_assert_not_null(strstr(rig_log(), "came: not on cuda yet"), "%s", rig_log());
-    cr_assert_eq(run(imitated, "auto", "run.device=auto", words), 0, "%s", rig_log());
-    cr_assert_not_null(strstr(rig_log(), "running on the CPU"), "%s", rig_log());
-    snprintf(config, sizeof config, "%s/tiny.yaml", directory);
-    cr_assert_eq(rig_shoal((const char *[]){"plan", config, "run.device=cuda",
-                                            "optimizer.cautious=true", NULL}),
-                 69, "%s", rig_log());
-    cr_assert_not_null(strstr(rig_log(), "adamw with optimizer.cautious: not on cuda yet"));
+/* What the host makes of sums is saved from there, and read back by either. */
+Test(imitated_train, goes_on_with_sums_from_a_checkpoint_of_the_host_and_its_own)
+{
+    const char *const words[] = {"optimizer.name=came", "checkpoint.every=2",
+                                 "optimizer.schedule=constant", NULL};
+    const char *const begin[] = {"steps=2", NULL};
+    const char *const first[] = {"run.device=cpu", "run.device=cuda"};
+    const char *const programs[] = {host, imitated};
+    char path[96];
+
+    cr_assert_eq(run(host, "host", "run.device=cpu", words), 0, "%s", rig_log());
+    for (int i = 0; i < 2; i++) {
+        rig_use(programs[i]);
+        cr_assert_eq(rig_train(directory, "cuda", 0,
+                               rig_words(rig_words(words, begin),
+                                         (const char *[]){first[i], "batch.global=4", NULL})),
+                     0, "%s", rig_log());
+        cr_assert_eq(run(imitated, "cuda", "run.device=cuda", words), 0, "%s", rig_log());
+        cr_assert_not_null(strstr(rig_log(), "continuing after step 2"), "%s", rig_log());
+        expect_close("cuda", "host", 1e-3);
+        snprintf(path, sizeof path, "%s/cuda", directory);
+        rig_cleanup(path);
+    }
 }

@@ -62,9 +62,9 @@ static inline uint32_t __float_as_uint(float x)
     return bits;
 }
 
-static inline int32_t atomicAdd(int32_t *p, int32_t x)
+template <typename T> static inline T atomicAdd(T *p, T x)
 {
-    const int32_t before = *p;
+    const T before = *p;
 
     *p += x;
     return before;

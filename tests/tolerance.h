@@ -130,26 +130,19 @@
 #define TOL_GPU_BF16_OUT (TOL_BF16_ROUND + TOL_GPU_F32)
 
 /*
- * Attention on tensor cores: P is rounded to bf16 before its product with V, an error of at most
- * 2^-8 of the sum's largest value, beside the output's own rounding.  In the gradient P and dS are
- * rounded: the errors of a sum's terms have random signs, and grow against the largest element as
- * the sum does; one rounding more is allowed.
+ * Attention in bf16 by matrix instructions: P is rounded to bf16 before its product with V, an error
+ * of at most 2^-8 of the sum's largest value, beside the output's own rounding.  In the gradient P
+ * and dS are rounded: the errors of a sum's terms have random signs, and grow against the largest
+ * element as the sum does; one rounding more is allowed.  cuDNN's is made of the rounded y as well,
+ * and with grouped heads each head's part of dK and dV is rounded before their sum.
  */
-#define TOL_GPU_TENSOR_OUT  (2 * TOL_BF16_ROUND + TOL_GPU_F32)
-#define TOL_GPU_TENSOR_GRAD (3 * TOL_BF16_ROUND + TOL_GPU_F32)
+#define TOL_GPU_ATTENTION            (2 * TOL_BF16_ROUND + TOL_OPS_F32)
+#define TOL_GPU_ATTENTION_GRAD       (3 * TOL_BF16_ROUND + TOL_OPS_F32)
+#define TOL_GPU_CUDNN_ATTENTION_GRAD (4 * TOL_BF16_ROUND + TOL_OPS_F32)
 
 /*
- * The cuda head keeps logits in bf16: each is off by 2^-9 of itself at most, rounded up to the
+ * The head keeps logits in bf16: each is off by 2^-9 of itself at most, rounded up to the
  * rounding just above a power of two; a loss is the difference of two such, a probability is off by
  * the same relative amount.
  */
-#define TOL_CUDA_BF16_LOSS(largest_logit) (2 * TOL_BF16_ROUND * (largest_logit))
-
-/*
- * cuda attention in bf16 rounds probabilities (2^-9 each on average, of either sign) before their
- * product with v, and y once: within two roundings of the largest element.  Its gradients are made
- * of the rounded y, of probabilities and dS that are rounded before their products, and of one
- * rounding at the end; with grouped heads each head's part of dK and dV is rounded before their sum.
- */
-#define TOL_CUDA_BF16_ATTENTION      (2 * TOL_BF16_ROUND + TOL_OPS_F32)
-#define TOL_CUDA_BF16_ATTENTION_GRAD (4 * TOL_BF16_ROUND + TOL_OPS_F32)
+#define TOL_GPU_BF16_LOSS(largest_logit) (2 * TOL_BF16_ROUND * (largest_logit))

@@ -336,11 +336,11 @@ static void check_head(struct ops *ops, struct head_shape s)
     float *dw = gpu_new(&gpu, DTYPE_F32, s.V * s.C);
 
     EXPECT_OK(op_head_loss(ops, s, gx, gw, gt, loss, scratch));
-    check_losses(&gpu, loss, s.N, want.loss, TOL_OPS_LOSS + TOL_CUDA_BF16_LOSS(logit));
+    check_losses(&gpu, loss, s.N, want.loss, TOL_OPS_LOSS + TOL_GPU_BF16_LOSS(logit));
     EXPECT_OK(op_head_loss_backward(ops, s, gx, gw, gt, scale, loss, dx, dw, scratch));
-    check_losses(&gpu, loss, s.N, want.loss, TOL_OPS_LOSS + TOL_CUDA_BF16_LOSS(logit));
+    check_losses(&gpu, loss, s.N, want.loss, TOL_OPS_LOSS + TOL_GPU_BF16_LOSS(logit));
     const double tolerance =
-        s.dtype == DTYPE_F32 ? TOL_OPS_F32 : TOL_OPS_BF16_HEAD_GRAD + TOL_CUDA_BF16_LOSS(logit);
+        s.dtype == DTYPE_F32 ? TOL_OPS_F32 : TOL_OPS_BF16_HEAD_GRAD + TOL_GPU_BF16_LOSS(logit);
     expect_device(&gpu, dx, want.dx, tolerance, "dx");
     expect_device(&gpu, dw, want.dw, tolerance, "dw");
 

@@ -109,7 +109,7 @@ static void expect_part(const struct attention_case *c, struct array got, struct
 static void expect_gradient(const struct attention_case *c, struct array got)
 {
     const double tolerance = c->s.dtype == DTYPE_F32 ? TOL_GPU_F32
-                             : on_tensor_cores(c->s) ? TOL_GPU_TENSOR_GRAD
+                             : on_tensor_cores(c->s) ? TOL_GPU_ATTENTION_GRAD
                                                      : TOL_GPU_BF16_OUT;
     const struct attention_shape s = in_fp32(c->s);
     struct ops_rig rig = ops_rig_create(2);
@@ -140,7 +140,7 @@ static void check_attention(struct attention_shape s)
 
     outputs_expect(&out, 0, c.y,
                    s.dtype == DTYPE_F32 ? TOL_GPU_F32
-                   : on_tensor_cores(s) ? TOL_GPU_TENSOR_OUT
+                   : on_tensor_cores(s) ? TOL_GPU_ATTENTION
                                         : TOL_GPU_BF16_OUT,
                    "y");
     outputs_expect(&out, 1, c.lse, TOL_GPU_F32, "lse");

@@ -34,16 +34,17 @@ static struct world_params with(int c, const char *state, const char *master)
     return params;
 }
 
+/* Every codec with a third of the cases, every case with a third of the codecs. */
 Test(gpu_optim_sums, gives_the_bytes_of_the_cpu_for_every_state_codec)
 {
     gpu_require();
     for (int c = 0; c < N_CASES; c++)
-        for (int s = 0; codec_name(s) != NULL; s++) {
+        for (int s = c % 3; codec_name(s) != NULL; s += 3) {
             const bool has_states = strcmp(CASES[c].rule, "adafactor") != 0;
             struct world_params params = with(c, has_states ? codec_name(s) : "fp32",
                                               master_codec_name((c + s) % N_MASTERS));
 
-            params.n_ranks = (c + s) % 3 + 1;
+            params.n_ranks = (c + s) / 3 % 3 + 1;
             params.chunk = s % 2 == 0 ? WHOLE : 7 * QUANTUM;
             optim_rig_check(&params, WITHOUT_CORNERS);
         }

@@ -8,31 +8,57 @@
 #include <unistd.h>
 
 /*
- * Sizes that suit a second-level cache of 2 MiB: B packed, or part of it and what is unfinished, stay
- * in it (measured best on GPT-2's shapes, 2026-11-22).
+ * Sizes that suit caches of 48 KiB and 2 MiB (measured best on GPT-2's shapes, 2026-11-22).  What lies
+ * beyond them comes at a tenth of their speed, and only evenly: hence the fetching below.
  */
 enum {
-    K_WHOLE = 1024, /* up to here k is not cut */
-    K_PART = 512,
-    M_MAX = 1024,
+    K_SLAB = 384,   /* so long a strip of A stays in the first cache */
+    K_PART = 1024,  /* and so long strips of B, packed, in the second */
+    K_TURNED = 256, /* the same where k of A are rows, which may lie a page apart */
+    M_WHOLE = 1024, /* rows of C where k is not cut */
+    M_PART = 512,   /* and where unfinished sums wait in the second cache */
     N_MAX = 384,
 };
 
-/* Steps begin .. end of a strip, at src for k = 0. */
+static inline int64_t min(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline int64_t blocks_of(int64_t n, int64_t by)
+{
+    return (n + by - 1) / by;
+}
+
+/* 32 rows of A or columns of B; a step is at src + s * step. */
 struct packing {
     pack_fn *pack;
     const bf16_t *src;
-    int64_t ld, step, count, k; /* step: elements from one step to the next */
+    int64_t ld, step, count, k;
     char *dst;
 };
 
 static inline void pack_step(const struct packing *p, int64_t s)
 {
-    const bf16_t *src = p->src + s * p->step;
+    p->pack(p->src + s * p->step, p->ld, p->count, p->k - s * STEP, p->dst + s * STEP_BYTES);
+}
 
-    p->pack(src, p->ld, p->count, p->k - s * STEP, p->dst + s * STEP_BYTES);
-    for (int64_t i = 0; i < BLOCK; i++)
-        __builtin_prefetch(src + p->step + i * p->ld, 0, 2);
+/* Rows that are read later come to the second cache, a few lines at a time: a burst would stall. */
+struct fetching {
+    const char *row;
+    int64_t row_bytes, rows, lines, line, per_step;
+};
+
+static inline void fetch_lines(struct fetching *f)
+{
+    for (int64_t i = f->rows > 0 ? f->per_step : 0; i > 0; i--) {
+        __builtin_prefetch(f->row + f->line * 64, 0, 2);
+        if (++f->line == f->lines) {
+            f->line = 0;
+            f->row += f->row_bytes;
+            f->rows--;
+        }
+    }
 }
 
 /* ---- what leaves ---- */
@@ -40,10 +66,11 @@ static inline void pack_step(const struct packing *p, int64_t s)
 /* A finished block and its place in C; rows [row, rows) are still to be written. */
 struct leaving {
     const struct matmul_data *data;
+    const float *added; /* the residual, C itself, or NULL */
     const char *block;
     int64_t at, ldc, row, rows, j0;
     __mmask32 mask;
-    bool is_f32, accumulate, passes_caches;
+    bool is_f32, passes_caches;
 };
 
 static inline __m512 load_half(const float *p, __mmask32 mask, int half)
@@ -67,14 +94,16 @@ static inline void leave_row(struct leaving *l)
     const char *tiles = l->block + i / TILE * 2 * TILE_BYTES + i % TILE * 64;
     __m512 v[2] = {_mm512_load_ps(tiles), _mm512_load_ps(tiles + TILE_BYTES)};
 
+    if (l->added != NULL) { /* to the next block */
+        __builtin_prefetch(l->added + at + BLOCK);
+        __builtin_prefetch(l->added + at + BLOCK + TILE);
+    }
     for (int half = 0; half < 2; half++) {
         if (d->bias != NULL)
             v[half] =
                 _mm512_add_ps(v[half], widen_half((const bf16_t *)d->bias + l->j0, l->mask, half));
-        if (d->residual != NULL)
-            v[half] = _mm512_add_ps(v[half], load_half(d->residual + at, l->mask, half));
-        if (l->accumulate)
-            v[half] = _mm512_add_ps(v[half], load_half((const float *)d->c + at, l->mask, half));
+        if (l->added != NULL)
+            v[half] = _mm512_add_ps(v[half], load_half(l->added + at, l->mask, half));
         float *c = (float *)d->c + at + 16 * half;
         if (l->passes_caches && (uintptr_t)c % 64 == 0)
             _mm512_stream_ps(c, v[half]);
@@ -113,88 +142,107 @@ static void configure_tiles(void)
 }
 
 /*
- * What the vector units do while the tiles multiply: rows of the block before leave, and strips of
- * A and B that come next are packed, one step of B each time and the steps [a_step, a_end) of A.
+ * What the vector units do while the tiles multiply a block: rows of the block before leave, the next
+ * strip of A is packed, the one after it fetched, and the sums to go on with come nearer.
  */
 struct meanwhile {
     struct leaving leaving;
-    struct packing a, b;
+    struct packing a;
     int64_t a_step, a_end;
-    bool packs_b;
+    struct fetching fetching;
+    const char *unfinished; /* the next block's; NULL: none */
+    int64_t per_step;       /* rows to leave */
 };
 
-static inline void do_meanwhile(struct meanwhile *m, int64_t s)
+static inline void do_meanwhile(struct meanwhile *m)
 {
-    for (int i = 0; i < 2; i++)
+    for (int64_t i = m->per_step; i > 0; i--) {
         if (m->leaving.row < m->leaving.rows)
             leave_row(&m->leaving);
-    if (m->packs_b)
-        pack_step(&m->b, s);
+        if (m->unfinished != NULL) {
+            __builtin_prefetch(m->unfinished, 0, 3);
+            __builtin_prefetch(m->unfinished + 64, 0, 3);
+            m->unfinished += 128;
+        }
+    }
+    fetch_lines(&m->fetching);
     if (m->a_step < m->a_end)
         pack_step(&m->a, m->a_step++);
 }
 
-/* block [2][2] tiles = (zero, or what is there) + steps of a and b. */
-static void multiply_block(int64_t steps, const char *a, const char *b, bool from_zero, char *block,
-                           struct meanwhile *m)
+static void finish_meanwhile(struct meanwhile *m)
 {
-    memory_barrier(block);
-    if (from_zero) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    } else {
-        _tile_loadd(0, block, 64);
-        _tile_loadd(1, block + TILE_BYTES, 64);
-        _tile_loadd(2, block + 2 * TILE_BYTES, 64);
-        _tile_loadd(3, block + 3 * TILE_BYTES, 64);
-    }
-    for (int64_t s = 0; s < steps; s++, a += STEP_BYTES, b += STEP_BYTES) {
-        _tile_loadd(4, a, 64);
-        _tile_stream_loadd(6, b, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_stream_loadd(7, b + TILE_BYTES, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a + TILE_BYTES, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-        do_meanwhile(m, s);
-    }
-    _tile_stored(0, block, 64);
-    _tile_stored(1, block + TILE_BYTES, 64);
-    _tile_stored(2, block + 2 * TILE_BYTES, 64);
-    _tile_stored(3, block + 3 * TILE_BYTES, 64);
-    memory_barrier(block);
     while (m->leaving.row < m->leaving.rows)
         leave_row(&m->leaving);
     while (m->a_step < m->a_end)
         pack_step(&m->a, m->a_step++);
 }
 
+/* A strip of A: bytes to the next row, tile and step. */
+struct strip {
+    const char *p;
+    int64_t row, tile, step;
+};
+
+/* out [2][2] tiles = (zero, or in) + steps of a and b. */
+static void multiply_block(int64_t steps, struct strip a, const char *b, const char *in, char *out,
+                           struct meanwhile *m)
+{
+    memory_barrier(out);
+    if (in == NULL) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {
+        _tile_loadd(0, in, 64);
+        _tile_loadd(1, in + TILE_BYTES, 64);
+        _tile_loadd(2, in + 2 * TILE_BYTES, 64);
+        _tile_loadd(3, in + 3 * TILE_BYTES, 64);
+    }
+    for (int64_t s = 0; s < steps; s++, a.p += a.step, b += STEP_BYTES) {
+        _tile_loadd(4, a.p, a.row);
+        _tile_stream_loadd(6, b, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_stream_loadd(7, b + TILE_BYTES, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a.p + a.tile, a.row);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        do_meanwhile(m);
+    }
+    _tile_stored(0, out, 64);
+    _tile_stored(1, out + TILE_BYTES, 64);
+    _tile_stored(2, out + 2 * TILE_BYTES, 64);
+    _tile_stored(3, out + 3 * TILE_BYTES, 64);
+    memory_barrier(out);
+    finish_meanwhile(m);
+}
+
 /* ---- a product ---- */
 
-/* B [k, n]; two strips of A; two blocks that leave; unfinished blocks where k is cut. */
+/* B [k, n]; two strips of A; two blocks that leave; blocks whose sums are unfinished. */
 struct amx_scratch {
     char *b, *a[2], *blocks[2], *unfinished;
 };
 
-enum { A_BYTES = K_WHOLE * BLOCK * 2, B_BYTES = 1 << 20 };
+enum {
+    A_BYTES = K_PART * BLOCK * 2,
+    B_BYTES = K_PART * N_MAX * 2,
+    UNFINISHED_BYTES = M_PART * N_MAX * 4,
+};
 
-/* k is cut where a strip would be too long; what is unfinished stays in the cache. */
-static int64_t part_of(int64_t k)
+static int64_t part_of(const struct matmul_shape *s)
 {
-    const int64_t parts = k <= K_WHOLE ? 1 : (k + K_PART - 1) / K_PART;
+    const int64_t parts = blocks_of(s->k, s->kind == MATMUL_TN ? K_TURNED : K_PART);
 
-    return ((k + parts - 1) / parts + STEP - 1) / STEP * STEP;
+    return blocks_of(blocks_of(s->k, parts), STEP) * STEP;
 }
 
 void amx_cut(const struct matmul_shape *s, int64_t *m_out, int64_t *n_out)
 {
-    *m_out = M_MAX;
-    *n_out = B_BYTES / (2 * part_of(s->k)) / BLOCK * BLOCK;
-    if (*n_out > N_MAX)
-        *n_out = N_MAX;
+    *m_out = part_of(s) < s->k ? M_PART : M_WHOLE;
+    *n_out = N_MAX;
 }
 
 static struct amx_scratch cut_scratch(void *scratch)
@@ -211,7 +259,7 @@ static struct amx_scratch cut_scratch(void *scratch)
 
 size_t amx_scratch_bytes(void)
 {
-    return B_BYTES + 2 * A_BYTES + 2 * BLOCK_BYTES + (size_t)M_MAX * N_MAX * sizeof(float);
+    return B_BYTES + 2 * A_BYTES + 2 * BLOCK_BYTES + UNFINISHED_BYTES;
 }
 
 /* One part of k of a product. */
@@ -255,74 +303,131 @@ static struct packing packing_of_b(const struct part *p, int64_t j)
                             .dst = p->w.b + j * p->steps * STEP_BYTES};
 }
 
+/* Along the rows in memory, which the hardware foresees. */
+static void pack_b(const struct part *p)
+{
+    const bool turned = p->s->kind == MATMUL_NT;
+    const int64_t outer = turned ? p->n_blocks : p->steps;
+    const int64_t inner = turned ? p->steps : p->n_blocks;
+
+    for (int64_t x = 0; x < outer; x++)
+        for (int64_t y = 0; y < inner; y++) {
+            const struct packing b = packing_of_b(p, turned ? x : y);
+            pack_step(&b, turned ? y : x);
+        }
+}
+
+/*
+ * A whole strip can be read where it lies if its rows are lines of the first cache, of which not too
+ * many have the same place there.
+ */
+static bool lies_in_tiles(const struct part *p, int64_t i)
+{
+    const int64_t row_lines = p->s->lda / STEP;
+
+    return p->s->kind != MATMUL_TN && (i + 1) * BLOCK <= p->s->m && p->k % STEP == 0 &&
+           (uintptr_t)p->d->a % 64 == 0 && p->s->lda % STEP == 0 && row_lines % 16 != 0;
+}
+
+static struct strip strip_of(const struct part *p, int64_t i)
+{
+    const struct packing a = packing_of_a(p, i);
+
+    if (!lies_in_tiles(p, i))
+        return (struct strip){.p = a.dst, .row = 64, .tile = TILE_BYTES, .step = STEP_BYTES};
+    return (struct strip){
+        .p = (const char *)a.src, .row = a.ld * 2, .tile = TILE * a.ld * 2, .step = 64};
+}
+
+static struct fetching fetching_of(const struct part *p, int64_t i)
+{
+    const struct packing a = packing_of_a(p, i);
+    const bool turned = p->s->kind == MATMUL_TN;
+
+    return (struct fetching){.row = (const char *)a.src,
+                             .row_bytes = a.ld * 2,
+                             .rows = turned ? a.k : min(a.count, BLOCK),
+                             .lines = turned ? 1 : p->steps,
+                             .per_step = blocks_of(BLOCK, p->n_blocks)};
+}
+
 static struct leaving leaving_of(const struct part *p, int64_t i, int64_t j, const char *block)
 {
     const struct matmul_shape *s = p->s;
-    const int64_t rows = s->m - i * BLOCK;
+    const float *added = p->d->residual;
 
+    if (added == NULL && s->accumulate)
+        added = p->d->c;
     return (struct leaving){.data = p->d,
+                            .added = added,
                             .block = block,
                             .at = i * BLOCK * s->ldc + j * BLOCK,
                             .ldc = s->ldc,
-                            .rows = rows < BLOCK ? rows : BLOCK,
+                            .rows = min(s->m - i * BLOCK, BLOCK),
                             .j0 = j * BLOCK,
                             .mask = first(s->n - j * BLOCK),
                             .is_f32 = s->out == DTYPE_F32,
-                            .accumulate = s->accumulate && p->d->residual == NULL,
-                            .passes_caches = s->out == DTYPE_F32 && !s->accumulate &&
-                                             p->d->residual == NULL && s->n - j * BLOCK >= BLOCK};
+                            .passes_caches =
+                                s->out == DTYPE_F32 && added == NULL && s->n - j * BLOCK >= BLOCK};
 }
 
-/* Block (i, j) and, meanwhile, what m says and the next strips. */
-static void multiply_at(const struct part *p, int64_t i, int64_t j, struct meanwhile *m)
+/* Strip i of C, a slab of k after the other; meanwhile the next strip of A is packed. */
+static void multiply_strip(const struct part *p, int64_t i, struct meanwhile *m)
 {
-    const int64_t index = i * p->n_blocks + j;
+    const int64_t slabs = blocks_of(p->k, K_SLAB);
+    const int64_t slab = blocks_of(p->steps, slabs);
+    const int64_t all_blocks = slabs * p->n_blocks;
+    const bool packs = i + 1 < p->m_blocks && !lies_in_tiles(p, i + 1);
     const bool is_whole = p->is_first && p->is_last;
-    char *block = is_whole ? p->w.blocks[index % 2] : p->w.unfinished + index * BLOCK_BYTES;
+    char *row = p->w.unfinished + (is_whole ? 0 : i * p->n_blocks * BLOCK_BYTES);
+    struct strip a = strip_of(p, i);
 
-    m->packs_b = i == 0 && j + 1 < p->n_blocks;
-    if (m->packs_b)
-        m->b = packing_of_b(p, j + 1);
-    if (i + 1 < p->m_blocks) {
+    if (packs)
         m->a = packing_of_a(p, i + 1);
-        m->a_step = j * p->steps / p->n_blocks;
-        m->a_end = (j + 1) * p->steps / p->n_blocks;
+    if (i + 2 < p->m_blocks)
+        m->fetching = fetching_of(p, i + 2);
+    for (int64_t x = 0; x < all_blocks; x++) {
+        const int64_t q = x / p->n_blocks;
+        const int64_t j = x % p->n_blocks;
+        const int64_t steps = min(slab, p->steps - q * slab);
+        const bool begins = p->is_first && q == 0;
+        const bool ends = p->is_last && q + 1 == slabs;
+        char *block = row + j * BLOCK_BYTES;
+        char *out = ends ? p->w.blocks[j % 2] : block;
+        struct strip a_slab = a;
+
+        a_slab.p += q * slab * a.step;
+        m->a_step = packs ? x * p->steps / all_blocks : 0;
+        m->a_end = packs ? (x + 1) * p->steps / all_blocks : 0;
+        m->per_step = blocks_of(BLOCK, steps);
+        m->unfinished = begins && ends ? NULL : row + (j + 1) % p->n_blocks * BLOCK_BYTES;
+        multiply_block(steps, a_slab, p->w.b + (j * p->steps + q * slab) * STEP_BYTES,
+                       begins ? NULL : block, out, m);
+        if (ends)
+            m->leaving = leaving_of(p, i, j, out);
     }
-    multiply_block(p->steps, p->w.a[i % 2], p->w.b + j * p->steps * STEP_BYTES, p->is_first, block,
-                   m);
-    if (p->is_last)
-        m->leaving = leaving_of(p, i, j, block);
 }
 
 static void multiply_part(const struct part *p)
 {
-    struct meanwhile m = {0};
-    const struct packing a = packing_of_a(p, 0);
-    const struct packing b = packing_of_b(p, 0);
+    struct meanwhile m = {.a = packing_of_a(p, 0)};
 
-    for (int64_t s = 0; s < p->steps; s++) {
-        pack_step(&a, s);
-        pack_step(&b, s);
-    }
+    pack_b(p);
+    if (!lies_in_tiles(p, 0))
+        m.a_end = p->steps;
+    finish_meanwhile(&m);
     for (int64_t i = 0; i < p->m_blocks; i++)
-        for (int64_t j = 0; j < p->n_blocks; j++)
-            multiply_at(p, i, j, &m);
-    while (m.leaving.row < m.leaving.rows)
-        leave_row(&m.leaving);
-}
-
-static int64_t blocks_of(int64_t n, int64_t by)
-{
-    return (n + by - 1) / by;
+        multiply_strip(p, i, &m);
+    finish_meanwhile(&m);
 }
 
 void amx_product(const struct matmul_shape *s, const struct matmul_data *data, void *scratch)
 {
-    const int64_t k_part = part_of(s->k);
+    const int64_t k_part = part_of(s);
 
     configure_tiles();
     for (int64_t k0 = 0; k0 < s->k; k0 += k_part) {
-        const int64_t k = k0 + k_part < s->k ? k_part : s->k - k0;
+        const int64_t k = min(k_part, s->k - k0);
         const struct part part = {.s = s,
                                   .d = data,
                                   .w = cut_scratch(scratch),

@@ -88,40 +88,37 @@ static void pack_rows_turned(const bf16_t *src, int64_t ld, int64_t count, int64
     }
 }
 
-/* Pairs of k side by side, of rows that are contiguous in m or n. */
+/*
+ * Pairs of k side by side, of rows that are contiguous in m or n: of every eight columns the first
+ * four in `low`, the others in `high`.
+ */
 static inline void pair_rows(const bf16_t *src, int64_t ld, int64_t count, int64_t k,
                              __m512i low[TILE], __m512i high[TILE])
 {
     const __mmask32 mask = first(count);
-    const __m512i lows =
-        _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
-                         37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-    const __m512i highs = _mm512_add_epi16(lows, _mm512_set1_epi16(16));
 
     for (int64_t i = 0; i < TILE; i++) {
         __m512i a = _mm512_maskz_loadu_epi16(2 * i < k ? mask : 0, src + 2 * i * ld);
         __m512i b = _mm512_maskz_loadu_epi16(2 * i + 1 < k ? mask : 0, src + (2 * i + 1) * ld);
-        low[i] = _mm512_permutex2var_epi16(a, lows, b);
-        high[i] = _mm512_permutex2var_epi16(a, highs, b);
-    }
-}
-
-static inline void store_tiles(const __m512i low[TILE], const __m512i high[TILE], char *dst)
-{
-    for (int64_t i = 0; i < TILE; i++) {
-        _mm512_store_si512(dst + i * 64, low[i]);
-        _mm512_store_si512(dst + TILE_BYTES + i * 64, high[i]);
+        low[i] = _mm512_unpacklo_epi16(a, b);
+        high[i] = _mm512_unpackhi_epi16(a, b);
     }
 }
 
 /* B, contiguous in n. */
 static void pack_columns(const bf16_t *src, int64_t ld, int64_t count, int64_t k, char *dst)
 {
+    const __m512i first_half = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
+    const __m512i second_half = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
     __m512i low[TILE];
     __m512i high[TILE];
 
     pair_rows(src, ld, count, k, low, high);
-    store_tiles(low, high, dst);
+    for (int64_t i = 0; i < TILE; i++) {
+        _mm512_store_si512(dst + i * 64, _mm512_permutex2var_epi64(low[i], first_half, high[i]));
+        _mm512_store_si512(dst + TILE_BYTES + i * 64,
+                           _mm512_permutex2var_epi64(low[i], second_half, high[i]));
+    }
 }
 
 /* A, contiguous in m. */
@@ -133,5 +130,9 @@ static void pack_columns_turned(const bf16_t *src, int64_t ld, int64_t count, in
     pair_rows(src, ld, count, k, low, high);
     transpose16(low);
     transpose16(high);
-    store_tiles(low, high, dst);
+    for (int64_t i = 0; i < TILE; i++) {
+        char *row = dst + (i / 4 * 8 + i % 4) * 64;
+        _mm512_store_si512(row, low[i]);
+        _mm512_store_si512(row + 4 * 64, high[i]);
+    }
 }

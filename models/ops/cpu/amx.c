@@ -20,47 +20,6 @@ enum {
     N_MAX = 384,
 };
 
-static inline int64_t min(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-static inline int64_t blocks_of(int64_t n, int64_t by)
-{
-    return (n + by - 1) / by;
-}
-
-/* 32 rows of A or columns of B; a step is at src + s * step. */
-struct packing {
-    pack_fn *pack;
-    const bf16_t *src;
-    int64_t ld, step, count, k;
-    char *dst;
-};
-
-static inline void pack_step(const struct packing *p, int64_t s)
-{
-    p->pack(p->src + s * p->step, p->ld, p->count, p->k - s * STEP, p->dst + s * STEP_BYTES);
-}
-
-/* Rows that are read later come to the second cache, a few lines at a time: a burst would stall. */
-struct fetching {
-    const char *row;
-    int64_t row_bytes, rows, lines, line, per_step;
-};
-
-static inline void fetch_lines(struct fetching *f)
-{
-    for (int64_t i = f->rows > 0 ? f->per_step : 0; i > 0; i--) {
-        __builtin_prefetch(f->row + f->line * 64, 0, 2);
-        if (++f->line == f->lines) {
-            f->line = 0;
-            f->row += f->row_bytes;
-            f->rows--;
-        }
-    }
-}
-
 /* ---- what leaves ---- */
 
 /* A finished block and its place in C; rows [row, rows) are still to be written. */
@@ -221,7 +180,7 @@ static void multiply_block(int64_t steps, struct strip a, const char *b, const c
 
 /* ---- a product ---- */
 
-/* B [k, n]; two strips of A; two blocks that leave; blocks whose sums are unfinished. */
+/* B, packed; two strips of A; two blocks that leave; blocks whose sums are unfinished. */
 struct amx_scratch {
     char *b, *a[2], *blocks[2], *unfinished;
 };
@@ -287,39 +246,32 @@ static struct packing packing_of_a(const struct part *p, int64_t i)
                             .dst = p->w.a[i % 2]};
 }
 
-static struct packing packing_of_b(const struct part *p, int64_t j)
-{
-    const struct matmul_shape *s = p->s;
-    const bool turned = s->kind == MATMUL_NT;
-    const bf16_t *b = p->d->b;
-
-    return (struct packing){.pack = turned ? pack_rows_turned : pack_columns,
-                            .src = turned ? b + j * BLOCK * s->ldb + p->k0
-                                          : b + p->k0 * s->ldb + j * BLOCK,
-                            .ld = s->ldb,
-                            .step = turned ? STEP : STEP * s->ldb,
-                            .count = s->n - j * BLOCK,
-                            .k = p->k,
-                            .dst = p->w.b + j * p->steps * STEP_BYTES};
-}
-
-/* Along the rows in memory, which the hardware foresees. */
+/* Along few rows at a time, which the hardware foresees. */
 static void pack_b(const struct part *p)
 {
-    const bool turned = p->s->kind == MATMUL_NT;
-    const int64_t outer = turned ? p->n_blocks : p->steps;
-    const int64_t inner = turned ? p->steps : p->n_blocks;
+    const struct matmul_shape *s = p->s;
+    const bf16_t *b = p->d->b;
+    char *dst = p->w.b;
 
-    for (int64_t x = 0; x < outer; x++)
-        for (int64_t y = 0; y < inner; y++) {
-            const struct packing b = packing_of_b(p, turned ? x : y);
-            pack_step(&b, turned ? y : x);
-        }
+    if (s->kind == MATMUL_NT) {
+        b += p->k0;
+        for (int64_t j = 0; j < 2 * p->n_blocks; j++)
+            for (int64_t x = 0; x < p->steps; x++)
+                pack_rows_turned(b + j * TILE * s->ldb + x * STEP, s->ldb, s->n - j * TILE,
+                                 p->k - x * STEP,
+                                 dst + (j / 2 * p->steps + x) * STEP_BYTES + j % 2 * TILE_BYTES);
+    } else {
+        b += p->k0 * s->ldb;
+        for (int64_t x = 0; x < p->steps; x++)
+            for (int64_t j = 0; j < p->n_blocks; j++)
+                pack_columns(b + x * STEP * s->ldb + j * BLOCK, s->ldb, s->n - j * BLOCK,
+                             p->k - x * STEP, dst + (j * p->steps + x) * STEP_BYTES);
+    }
 }
 
 /*
- * A whole strip can be read where it lies if its rows are lines of the first cache, of which not too
- * many have the same place there.
+ * A whole strip is read where it lies if its rows are lines of the first cache, and so far apart that
+ * not more of them want the same place than there are ways.
  */
 static bool lies_in_tiles(const struct part *p, int64_t i)
 {

@@ -4,8 +4,8 @@
 
 /*
  * Products of bf16 matrices on AMX tiles (Intel SDM vol. 1, ch. 18), on one thread: C[m, n] = A B
- * with fp32 sums over k in order.  Both operands are packed into tile order in `scratch`, so that
- * the inner loop reads two streams; whatever is to be added to C is added when a tile leaves.
+ * with fp32 sums over k in order.  B is packed into tile order in `scratch`, A too unless it lies so;
+ * whatever is to be added to C is added when a tile leaves.
  *
  * Call only where amx_is_usable.  Subnormal inputs count as zero.
  */

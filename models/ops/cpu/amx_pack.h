@@ -22,10 +22,20 @@ enum {
     BLOCK_BYTES = 4 * TILE_BYTES,
 };
 
+static inline int64_t min(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline int64_t blocks_of(int64_t n, int64_t by)
+{
+    return (n + by - 1) / by;
+}
+
 /*
- * ---- packing: one step of 32 rows of A or columns of B ----
+ * ---- packing: one step of 32 rows of A or columns of B, or a tile of B ----
  *
- * `count` of the 32 exist and `k` of the step's numbers; the others become zero.
+ * `count` of the rows or columns exist and `k` of the step's numbers; the others become zero.
  */
 typedef void pack_fn(const bf16_t *src, int64_t ld, int64_t count, int64_t k, char *dst);
 
@@ -73,19 +83,17 @@ static void pack_rows(const bf16_t *src, int64_t ld, int64_t count, int64_t k, c
                            _mm512_maskz_loadu_epi16(i < count ? mask : 0, src + i * ld));
 }
 
-/* B, contiguous in k. */
+/* A tile of B, 16 columns, contiguous in k. */
 static void pack_rows_turned(const bf16_t *src, int64_t ld, int64_t count, int64_t k, char *dst)
 {
     const __mmask32 mask = first(k);
+    __m512i r[TILE];
 
-    for (int64_t half = 0; half < BLOCK; half += TILE) {
-        __m512i r[TILE];
-        for (int64_t i = 0; i < TILE; i++)
-            r[i] = _mm512_maskz_loadu_epi16(half + i < count ? mask : 0, src + (half + i) * ld);
-        transpose16(r);
-        for (int64_t i = 0; i < TILE; i++)
-            _mm512_store_si512(dst + half * 64 + i * 64, r[i]);
-    }
+    for (int64_t i = 0; i < TILE; i++)
+        r[i] = _mm512_maskz_loadu_epi16(i < count ? mask : 0, src + i * ld);
+    transpose16(r);
+    for (int64_t i = 0; i < TILE; i++)
+        _mm512_store_si512(dst + i * 64, r[i]);
 }
 
 /*
@@ -134,5 +142,38 @@ static void pack_columns_turned(const bf16_t *src, int64_t ld, int64_t count, in
         char *row = dst + (i / 4 * 8 + i % 4) * 64;
         _mm512_store_si512(row, low[i]);
         _mm512_store_si512(row + 4 * 64, high[i]);
+    }
+}
+
+/* ---- on the way to a product ---- */
+
+/* A strip of A; a step is at src + s * step. */
+struct packing {
+    pack_fn *pack;
+    const bf16_t *src;
+    int64_t ld, step, count, k;
+    char *dst;
+};
+
+static inline void pack_step(const struct packing *p, int64_t s)
+{
+    p->pack(p->src + s * p->step, p->ld, p->count, p->k - s * STEP, p->dst + s * STEP_BYTES);
+}
+
+/* Rows that are read later come to the second cache, a few lines at a time: a burst would stall. */
+struct fetching {
+    const char *row;
+    int64_t row_bytes, rows, lines, line, per_step;
+};
+
+static inline void fetch_lines(struct fetching *f)
+{
+    for (int64_t i = f->rows > 0 ? f->per_step : 0; i > 0; i--) {
+        __builtin_prefetch(f->row + f->line * 64, 0, 2);
+        if (++f->line == f->lines) {
+            f->line = 0;
+            f->row += f->row_bytes;
+            f->rows--;
+        }
     }
 }

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { GUARD_BYTES = 256, GUARD_BYTE = 0xa5 };
+enum { LINE_BYTES = 64, GUARD_BYTES = 256, GUARD_BYTE = 0xa5 };
 
 static size_t array_bytes(struct array a)
 {
@@ -18,7 +18,8 @@ struct array array_create(enum dtype dtype, int64_t n)
 {
     struct array a = {dtype, n, NULL};
 
-    a.p = malloc(array_bytes(a) + GUARD_BYTES);
+    a.p = aligned_alloc(LINE_BYTES, (array_bytes(a) + GUARD_BYTES + LINE_BYTES - 1) / LINE_BYTES *
+                                        LINE_BYTES); /* as arenas align */
     cr_assert_not_null(a.p);
     memset(a.p, 0xff, array_bytes(a)); /* NaN in both types */
     memset((char *)a.p + array_bytes(a), GUARD_BYTE, GUARD_BYTES);

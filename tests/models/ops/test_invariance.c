@@ -236,10 +236,10 @@ static struct shifted shifted_create(struct array a, int64_t shift)
     return copy;
 }
 
-static void compare_addresses(enum dtype dtype)
+static void compare_addresses(struct linear_shape s)
 {
     struct ops_rig rig = ops_rig_create(2);
-    const struct linear_shape s = {.rows = 130, .in = 256, .out = 400, .dtype = dtype};
+    const enum dtype dtype = s.dtype;
     struct array x = array_random(dtype, s.rows * s.in, 1, 1.0);
     struct array w = array_random(dtype, s.out * s.in, 2, 1.0);
     struct array y = array_create(dtype, s.rows * s.out);
@@ -272,8 +272,14 @@ static void compare_addresses(enum dtype dtype)
 /* Buffers lie elsewhere with another stage or tier: products may not care. */
 Test(ops_invariance, bits_do_not_depend_on_addresses)
 {
-    compare_addresses(DTYPE_F32);
-    compare_addresses(DTYPE_BF16);
+    static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_BF16};
+
+    for (int i = 0; i < 2; i++) {
+        compare_addresses(
+            (struct linear_shape){.rows = 130, .in = 256, .out = 400, .dtype = dtypes[i]});
+        compare_addresses(
+            (struct linear_shape){.rows = 100, .in = 1120, .out = 70, .dtype = dtypes[i]});
+    }
 }
 
 Test(ops_invariance, description_names_the_kernels_in_use)

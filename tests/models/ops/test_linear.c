@@ -18,6 +18,10 @@ static const struct linear_shape shapes[] = {
     {.rows = 70, .in = 1300, .out = 45},
     {.rows = 40, .in = 50, .out = 1300},
     {.rows = 1100, .in = 33, .out = 40},
+    /* Rows that need no packing, of one part and of several; the last strip is cut. */
+    {.rows = 97, .in = 800, .out = 40},
+    {.rows = 70, .in = 1120, .out = 45},
+    {.rows = 70, .in = 40, .out = 1120},
 };
 
 struct linear_case {

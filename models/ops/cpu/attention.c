@@ -23,22 +23,31 @@ int64_t attention_forward_floats(const struct attention_shape *s)
            2 * block * round_up(s->D, 16);
 }
 
+int64_t attention_thread_bytes(const struct cpu_ops *cpu, const struct attention_shape *s)
+{
+    const bool tiles = attention_uses_tiles(cpu, s);
+    const int64_t width = (int64_t)sizeof(float);
+    const int64_t forward =
+        tiles ? attention_amx_forward_bytes(s) : attention_forward_floats(s) * width;
+    const int64_t backward =
+        tiles ? attention_amx_backward_bytes(s) : attention_backward_floats(s) * width;
+
+    return forward > backward ? forward : backward;
+}
+
 size_t cpu_attention_scratch_bytes(const struct ops *ops, struct attention_shape s)
 {
-    const int64_t forward = attention_forward_floats(&s);
-    const int64_t backward = attention_backward_floats(&s);
+    const struct cpu_ops *cpu = cpu_of_const(ops);
 
-    return (size_t)(forward > backward ? forward : backward) * sizeof(float) *
-           (size_t)pool_size(cpu_of_const(ops)->pool);
+    return (size_t)attention_thread_bytes(cpu, &s) * (size_t)pool_size(cpu->pool);
 }
 
 struct attention_task {
     const struct cpu_ops *cpu;
     struct attention_shape s;
-    const void *qkv;
-    void *y;
-    float *lse;
-    float *scratch;
+    struct attention_forward data;
+    char *scratch;
+    int64_t thread_bytes;
     _Atomic int status;
 };
 
@@ -78,7 +87,7 @@ static shoal_status attend_head(const struct attention_task *t, int64_t b, int h
     const int64_t D = s->D;
     const int64_t width = attention_row_width(s);
     const int64_t block = attention_block(s);
-    const void *rows = element(s->dtype, t->qkv, b * s->T * width);
+    const void *rows = element(s->dtype, t->data.qkv, b * s->T * width);
     float *scores = scratch;
     float *keys = scores + block * round_up(s->T, 16);
     float *values = keys + s->T * round_up(D, 16);
@@ -96,8 +105,8 @@ static shoal_status attend_head(const struct attention_task *t, int64_t b, int h
         const struct matrix q = attention_view(
             kernels, s->dtype, element(s->dtype, rows, q0 * width + h * D), width, n, D, queries);
         SHOAL_TRY(attend_block(t, q, k, v, q0, n, scores, out,
-                               element_mut(s->dtype, t->y, (b * s->T * s->H + h) * D),
-                               t->lse + (b * s->H + h) * s->T));
+                               element_mut(s->dtype, t->data.y, (b * s->T * s->H + h) * D),
+                               t->data.lse + (b * s->H + h) * s->T));
     }
     return SHOAL_OK;
 }
@@ -105,10 +114,15 @@ static shoal_status attend_head(const struct attention_task *t, int64_t b, int h
 static void attention_tile(void *arg, size_t tile, int thread)
 {
     struct attention_task *t = arg;
-    float *scratch = t->scratch + thread * attention_forward_floats(&t->s);
-    shoal_status status =
-        attend_head(t, (int64_t)tile / t->s.H, (int)((int64_t)tile % t->s.H), scratch);
+    void *scratch = t->scratch + thread * t->thread_bytes;
+    const int64_t b = (int64_t)tile / t->s.H;
+    const int h = (int)((int64_t)tile % t->s.H);
 
+    if (attention_uses_tiles(t->cpu, &t->s)) {
+        attention_amx_forward(&t->s, &t->data, b, h, scratch);
+        return;
+    }
+    shoal_status status = attend_head(t, b, h, scratch);
     if (status != SHOAL_OK)
         atomic_store(&t->status, (int)status);
 }
@@ -117,8 +131,11 @@ shoal_status cpu_attention(struct ops *ops, struct attention_shape s, const void
                            float *lse, void *scratch)
 {
     struct cpu_ops *cpu = cpu_of(ops);
-    struct attention_task task = {
-        .cpu = cpu, .s = s, .qkv = qkv, .y = y, .lse = lse, .scratch = scratch};
+    struct attention_task task = {.cpu = cpu,
+                                  .s = s,
+                                  .data = {.qkv = qkv, .y = y, .lse = lse},
+                                  .scratch = scratch,
+                                  .thread_bytes = attention_thread_bytes(cpu, &s)};
 
     pool_run(cpu->pool, (size_t)(s.B * s.H), attention_tile, &task);
     shoal_status status = (shoal_status)atomic_load(&task.status);

@@ -21,12 +21,9 @@ int64_t attention_backward_floats(const struct attention_shape *s)
 struct backward_task {
     const struct cpu_ops *cpu;
     struct attention_shape s;
-    const void *dy;
-    const void *qkv;
-    const void *y;
-    const float *lse;
-    void *dqkv;
-    float *scratch;
+    struct attention_backward data;
+    char *scratch;
+    int64_t thread_bytes;
     _Atomic int status;
 };
 
@@ -70,17 +67,17 @@ static shoal_status backward_block(const struct backward_task *t, const struct b
     const int64_t y_ld = s->H * D;
     const int64_t q_first = (b * s->T + q0) * q_ld + h * D;
     const int64_t y_first = (b * s->T + q0) * y_ld + h * D;
-    const float *lse = t->lse + (b * s->H + h) * s->T + q0;
-    const struct matrix q =
-        attention_view(kernels, s->dtype, element(s->dtype, t->qkv, q_first), q_ld, n, D, w->q);
-    const struct matrix dy =
-        attention_view(kernels, s->dtype, element(s->dtype, t->dy, y_first), y_ld, n, D, w->dy);
+    const float *lse = t->data.lse + (b * s->H + h) * s->T + q0;
+    const struct matrix q = attention_view(
+        kernels, s->dtype, element(s->dtype, t->data.qkv, q_first), q_ld, n, D, w->q);
+    const struct matrix dy = attention_view(
+        kernels, s->dtype, element(s->dtype, t->data.dy, y_first), y_ld, n, D, w->dy);
 
     SHOAL_TRY(matmul_f32(MATMUL_NT, n, keys, D, scale, q.p, q.ld, k.p, k.ld, 0.0f, w->scores, ld));
     SHOAL_TRY(matmul_f32(MATMUL_NT, n, keys, D, 1.0f, dy.p, dy.ld, v.p, v.ld, 0.0f, w->dp, ld));
     for (int64_t i = 0; i < n; i++) {
         const float delta = kernels->dot(D, DTYPE_F32, dy.p + i * dy.ld, s->dtype,
-                                         element(s->dtype, t->y, y_first + i * y_ld));
+                                         element(s->dtype, t->data.y, y_first + i * y_ld));
         kernels->softmax_backward_row(q0 + i + 1, keys, lse[i], delta, w->scores + i * ld,
                                       w->dp + i * ld);
     }
@@ -89,7 +86,7 @@ static shoal_status backward_block(const struct backward_task *t, const struct b
     SHOAL_TRY(matmul_f32(MATMUL_NN, n, D, keys, scale, w->dp, ld, k.p, k.ld, 0.0f, w->dq, D));
     for (int64_t i = 0; i < n; i++)
         kernels->convert(D, 1.0f, DTYPE_F32, w->dq + i * D, s->dtype,
-                         element_mut(s->dtype, t->dqkv, q_first + i * q_ld));
+                         element_mut(s->dtype, t->data.dqkv, q_first + i * q_ld));
     return SHOAL_OK;
 }
 
@@ -104,10 +101,10 @@ static shoal_status backward_head(const struct backward_task *t, int64_t b, int 
     const int64_t width = attention_row_width(s);
     const int64_t k_first = b * s->T * width + attention_key_offset(s, kv_head);
     const int64_t v_first = b * s->T * width + attention_value_offset(s, kv_head);
-    const struct matrix k =
-        attention_view(kernels, s->dtype, element(s->dtype, t->qkv, k_first), width, s->T, D, w.k);
-    const struct matrix v =
-        attention_view(kernels, s->dtype, element(s->dtype, t->qkv, v_first), width, s->T, D, w.v);
+    const struct matrix k = attention_view(
+        kernels, s->dtype, element(s->dtype, t->data.qkv, k_first), width, s->T, D, w.k);
+    const struct matrix v = attention_view(
+        kernels, s->dtype, element(s->dtype, t->data.qkv, v_first), width, s->T, D, w.v);
 
     memset(w.dk, 0, (size_t)(s->T * D) * sizeof(float));
     memset(w.dv, 0, (size_t)(s->T * D) * sizeof(float));
@@ -117,9 +114,9 @@ static shoal_status backward_head(const struct backward_task *t, int64_t b, int 
                 backward_block(t, &w, k, v, b, h, q0, min_i64(attention_block(s), s->T - q0)));
     for (int64_t i = 0; i < s->T; i++) {
         kernels->convert(D, 1.0f, DTYPE_F32, w.dk + i * D, s->dtype,
-                         element_mut(s->dtype, t->dqkv, k_first + i * width));
+                         element_mut(s->dtype, t->data.dqkv, k_first + i * width));
         kernels->convert(D, 1.0f, DTYPE_F32, w.dv + i * D, s->dtype,
-                         element_mut(s->dtype, t->dqkv, v_first + i * width));
+                         element_mut(s->dtype, t->data.dqkv, v_first + i * width));
     }
     return SHOAL_OK;
 }
@@ -127,10 +124,15 @@ static shoal_status backward_head(const struct backward_task *t, int64_t b, int 
 static void backward_tile(void *arg, size_t tile, int thread)
 {
     struct backward_task *t = arg;
-    float *scratch = t->scratch + thread * attention_backward_floats(&t->s);
-    shoal_status status =
-        backward_head(t, (int64_t)tile / t->s.K, (int)((int64_t)tile % t->s.K), scratch);
+    void *scratch = t->scratch + thread * t->thread_bytes;
+    const int64_t b = (int64_t)tile / t->s.K;
+    const int kv_head = (int)((int64_t)tile % t->s.K);
 
+    if (attention_uses_tiles(t->cpu, &t->s)) {
+        attention_amx_backward(&t->s, &t->data, b, kv_head, scratch);
+        return;
+    }
+    shoal_status status = backward_head(t, b, kv_head, scratch);
     if (status != SHOAL_OK)
         atomic_store(&t->status, (int)status);
 }
@@ -142,12 +144,9 @@ shoal_status cpu_attention_backward(struct ops *ops, struct attention_shape s, c
     struct cpu_ops *cpu = cpu_of(ops);
     struct backward_task task = {.cpu = cpu,
                                  .s = s,
-                                 .dy = dy,
-                                 .qkv = qkv,
-                                 .y = y,
-                                 .lse = lse,
-                                 .dqkv = dqkv,
-                                 .scratch = scratch};
+                                 .data = {dy, qkv, y, lse, dqkv},
+                                 .scratch = scratch,
+                                 .thread_bytes = attention_thread_bytes(cpu, &s)};
 
     pool_run(cpu->pool, (size_t)(s.B * s.K), backward_tile, &task);
     shoal_status status = (shoal_status)atomic_load(&task.status);

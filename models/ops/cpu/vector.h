@@ -250,15 +250,20 @@ OP_INLINE f32x16 exp_in_range(f32x16 x)
     return p * (f32x16)exponent;
 }
 
-/* e^x: below -87.3 (where results would be subnormal) 0, above 88.3 infinite; NaN stays. */
-OP_INLINE f32x16 exp16(f32x16 x)
+/* e^x for x up to 88.3 or NaN: below -87.3 (where results would be subnormal) 0. */
+OP_INLINE f32x16 exp_below(f32x16 x)
 {
     const float low = -87.3f;
-    const float high = 88.3f;
-    f32x16 y = exp_in_range(at_least(at_most(x, high), low));
 
-    y = select_less(x, splat(low), splat(0.0f), y);
-    return select_less(splat(high), x, splat(INFINITY), y);
+    return select_less(x, splat(low), splat(0.0f), exp_in_range(at_least(x, low)));
+}
+
+/* e^x for all x: above 88.3 infinite. */
+OP_INLINE f32x16 exp16(f32x16 x)
+{
+    const float high = 88.3f;
+
+    return select_less(splat(high), x, splat(INFINITY), exp_below(at_most(x, high)));
 }
 
 /*
@@ -299,4 +304,24 @@ static inline double log_positive(double x)
     for (int k = 21; k >= 1; k -= 2)
         p = p * s2 + 1.0 / k;
     return (double)e * 0x1.62e42fefa39efp-1 + 2.0 * s * p;
+}
+
+/*
+ * The same in fp32, for positive normal numbers; infinity and NaN stay.  The first neglected term is
+ * s^11 / 11 < 4e-10.
+ */
+OP_INLINE f32x16 log16(f32x16 x)
+{
+    i32x16 e = ((i32x16)x - 0x3f3504f3) >> 23; /* binades above sqrt(1/2) */
+    f32x16 m = (f32x16)((i32x16)x - (e << 23));
+    f32x16 s = (m - 1.0f) / (m + 1.0f);
+    f32x16 s2 = s * s;
+    f32x16 p = splat(1.0f / 9.0f);
+
+    p = p * s2 + 1.0f / 7.0f;
+    p = p * s2 + 1.0f / 5.0f;
+    p = p * s2 + 1.0f / 3.0f;
+    p = p * s2 + 1.0f;
+    f32x16 y = __builtin_convertvector(e, f32x16) * 0x1.62e430p-1f + 2.0f * s * p;
+    return select_less(x, splat(INFINITY), y, x);
 }

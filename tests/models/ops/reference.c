@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 void ref_linear(int64_t N, int64_t in, int64_t out, const double *x, const double *w,
                 const double *bias, double *y)
@@ -86,6 +87,52 @@ void ref_attention(struct attention_shape s, const double *qkv, double *y, doubl
                 attend(&s, qkv, b, h, t, p, y + ((b * s.T + t) * s.H + h) * s.D,
                        lse + (b * s.H + h) * s.T + t);
     free(p);
+}
+
+/* The query (b, h, t) adds its part to dq, dk and dv; their rows lie as those of q, k and v. */
+static void attend_backward(const struct attention_shape *s, const double *dy, const double *y,
+                            const double *q, const double *k, const double *v, int64_t t,
+                            double lse, double *dq, double *dk, double *dv)
+{
+    const int64_t width = (int64_t)(s->H + 2 * s->K) * s->D;
+    const double scale = 1.0 / sqrt(s->D);
+    double delta = 0.0;
+
+    for (int d = 0; d < s->D; d++)
+        delta += dy[d] * y[d];
+    for (int64_t j = 0; j <= t; j++) {
+        double score = 0.0;
+        double dp = 0.0;
+        for (int d = 0; d < s->D; d++) {
+            score += q[d] * k[j * width + d] * scale;
+            dp += dy[d] * v[j * width + d];
+        }
+        const double p = exp(score - lse);
+        for (int d = 0; d < s->D; d++) {
+            dq[d] += p * (dp - delta) * scale * k[j * width + d];
+            dk[j * width + d] += p * (dp - delta) * scale * q[d];
+            dv[j * width + d] += p * dy[d];
+        }
+    }
+}
+
+void ref_attention_backward(struct attention_shape s, const double *dy, const double *qkv,
+                            const double *y, const double *lse, double *dqkv)
+{
+    const int64_t width = (int64_t)(s.H + 2 * s.K) * s.D;
+
+    memset(dqkv, 0, (size_t)(s.B * s.T * width) * sizeof *dqkv);
+    for (int64_t i = 0; i < s.B * s.H * s.T; i++) {
+        const int64_t t = i % s.T;
+        const int64_t h = i / s.T % s.H;
+        const int64_t b = i / s.T / s.H;
+        const int64_t row = ((b * s.T + t) * s.H + h) * s.D;
+        const int64_t q = (b * s.T + t) * width + h * s.D;
+        const int64_t k = b * s.T * width + (s.H + h / (s.H / s.K)) * s.D;
+        const int64_t v = k + (int64_t)s.K * s.D;
+        attend_backward(&s, dy + row, y + row, qkv + q, qkv + k, qkv + v, t, lse[i], dqkv + q,
+                        dqkv + k, dqkv + v);
+    }
 }
 
 double ref_gelu(double x)

@@ -13,6 +13,9 @@ void ref_norm(enum norm_kind kind, int64_t N, int64_t C, double eps, const doubl
               const double *w, const double *b, double *y);
 void ref_rope(struct attention_shape s, double theta, int64_t first_position, double *qkv);
 void ref_attention(struct attention_shape s, const double *qkv, double *y, double *lse);
+/* dqkv [B, T, (H + 2K) * D] of dy [B, T, H * D], for y and lse as ref_attention leaves them. */
+void ref_attention_backward(struct attention_shape s, const double *dy, const double *qkv,
+                            const double *y, const double *lse, double *dqkv);
 double ref_gelu(double x);
 double ref_swiglu(double gate, double up);
 /* row_loss[i] = logsumexp(w x_i) - its element targets[i]; 0 for negative targets. */

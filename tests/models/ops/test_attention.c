@@ -119,42 +119,112 @@ Test(op_attention, bf16_gradient_is_the_central_difference)
     for_all_shapes(DTYPE_BF16, check_gradient);
 }
 
-/* T > 512: the long block, and D that is no multiple of 16. */
-Test(op_attention, long_sequences_agree_with_the_definition)
+/* Against the gradient at the op's own y, rounded or not. */
+static double *run_backward(struct ops *ops, struct attention_case *c)
+{
+    double *want = malloc((size_t)c->dqkv.n * sizeof *want);
+    double *y64 = array_doubles(c->y);
+
+    EXPECT_OK(op_attention_backward(ops, c->s, c->dy.p, c->qkv.p, c->y.p, c->lse.p, c->dqkv.p,
+                                    c->scratch));
+    ref_attention_backward(c->s, c->dy64, c->qkv64, y64, c->lse64, want);
+    free(y64);
+    return want;
+}
+
+static void check_definition(struct ops *ops, struct attention_case *c)
+{
+    check_forward(ops, c);
+    double *want = run_backward(ops, c);
+    array_expect(c->dqkv, want, c->s.dtype == DTYPE_F32 ? TOL_OPS_F32 : TOL_OPS_BF16_OUT, "dqkv");
+    free(want);
+}
+
+/*
+ * Usual head sizes and uneven ones; T below, at and one more than the sizes of blocks, and above
+ * 512, where blocks are longer; groups of heads.
+ */
+Test(op_attention, long_sequences_and_wide_heads_agree_with_the_definition)
+{
+    const struct attention_shape larger[] = {
+        {.B = 1, .T = 600, .H = 2, .K = 1, .D = 24}, {.B = 2, .T = 96, .H = 2, .K = 2, .D = 64},
+        {.B = 1, .T = 257, .H = 4, .K = 2, .D = 64}, {.B = 1, .T = 129, .H = 3, .K = 1, .D = 80},
+        {.B = 1, .T = 63, .H = 2, .K = 1, .D = 128}, {.B = 1, .T = 31, .H = 1, .K = 1, .D = 256},
+        {.B = 1, .T = 50, .H = 3, .K = 3, .D = 34},
+    };
+    struct ops_rig rig = ops_rig_create(2);
+
+    for (size_t i = 0; i < 2 * (sizeof larger / sizeof *larger); i++) {
+        struct attention_shape s = larger[i / 2];
+        s.dtype = i % 2 == 0 ? DTYPE_F32 : DTYPE_BF16;
+        struct attention_case c = attention_case_create(rig.ops, s);
+        check_definition(rig.ops, &c);
+        attention_case_destroy(&c);
+    }
+    ops_rig_destroy(&rig);
+}
+
+/* The share of elements that are not the bf16 number nearest to what is wanted. */
+static double share_of_others(struct array a, const double *want)
+{
+    int64_t others = 0;
+
+    for (int64_t i = 0; i < a.n; i++)
+        others += array_get(a, i) != (double)bf16_to_f32(bf16_from_f32((float)want[i]));
+    return (double)others / (double)a.n;
+}
+
+/* Probabilities and their gradients enter their products as if they were fp32. */
+Test(op_attention, bf16_results_are_rounded_once)
 {
     struct ops_rig rig = ops_rig_create(2);
-    struct attention_shape s = {.B = 1, .T = 600, .H = 2, .K = 1, .D = 24, .dtype = DTYPE_F32};
+    struct attention_shape s = {.B = 1, .T = 257, .H = 4, .K = 2, .D = 64, .dtype = DTYPE_BF16};
     struct attention_case c = attention_case_create(rig.ops, s);
+    double *y = malloc((size_t)c.y.n * sizeof *y);
 
-    check_forward(rig.ops, &c);
+    EXPECT_OK(op_attention(rig.ops, s, c.qkv.p, c.y.p, c.lse.p, c.scratch));
+    ref_attention(s, c.qkv64, y, c.lse64);
+    double *dqkv = run_backward(rig.ops, &c);
+    cr_assert_leq(share_of_others(c.y, y), TOL_OPS_BF16_OTHERS, "y: %.4f", share_of_others(c.y, y));
+    cr_assert_leq(share_of_others(c.dqkv, dqkv), TOL_OPS_BF16_OTHERS, "dqkv: %.4f",
+                  share_of_others(c.dqkv, dqkv));
+    free(y);
+    free(dqkv);
     attention_case_destroy(&c);
     ops_rig_destroy(&rig);
 }
 
 /* A key or value after the query must not matter, whichever number it holds. */
-Test(op_attention, later_tokens_do_not_reach_earlier_ones)
+static void check_causality(enum dtype dtype)
 {
     struct ops_rig rig = ops_rig_create(1);
-    struct attention_shape s = {.B = 1, .T = 40, .H = 2, .K = 1, .D = 8, .dtype = DTYPE_F32};
+    struct attention_shape s = {.B = 1, .T = 40, .H = 2, .K = 1, .D = 8, .dtype = dtype};
     struct attention_case c = attention_case_create(rig.ops, s);
+    const size_t row_bytes = (size_t)(s.H * s.D) * dtype_bytes(dtype);
 
     EXPECT_OK(op_attention(rig.ops, s, c.qkv.p, c.y.p, c.lse.p, c.scratch));
     struct array first = array_copy(c.y);
     for (int64_t i = 21 * row_width(s); i < c.qkv.n; i++)
         array_set(c.qkv, i, 3.0);
     EXPECT_OK(op_attention(rig.ops, s, c.qkv.p, c.y.p, c.lse.p, c.scratch));
-    cr_assert_eq(memcmp(first.p, c.y.p, (size_t)(21 * s.H * s.D) * 4), 0);
-    cr_assert_neq(memcmp(first.p, c.y.p, (size_t)(22 * s.H * s.D) * 4), 0);
+    cr_assert_eq(memcmp(first.p, c.y.p, 21 * row_bytes), 0);
+    cr_assert_neq(memcmp(first.p, c.y.p, 22 * row_bytes), 0);
     array_free(&first);
     attention_case_destroy(&c);
     ops_rig_destroy(&rig);
 }
 
+Test(op_attention, later_tokens_do_not_reach_earlier_ones)
+{
+    check_causality(DTYPE_F32);
+    check_causality(DTYPE_BF16);
+}
+
 /* Scores of some thousand: exp would overflow without the maximum. */
-Test(op_attention, large_scores_stay_finite)
+static void check_large_scores(enum dtype dtype)
 {
     struct ops_rig rig = ops_rig_create(1);
-    struct attention_shape s = {.B = 1, .T = 20, .H = 1, .K = 1, .D = 4, .dtype = DTYPE_F32};
+    struct attention_shape s = {.B = 1, .T = 20, .H = 1, .K = 1, .D = 4, .dtype = dtype};
     struct attention_case c = attention_case_create(rig.ops, s);
 
     for (int64_t i = 0; i < c.qkv.n; i++)
@@ -170,10 +240,16 @@ Test(op_attention, large_scores_stay_finite)
     ops_rig_destroy(&rig);
 }
 
-Test(op_attention, nan_reaches_the_tokens_that_see_it)
+Test(op_attention, large_scores_stay_finite)
+{
+    check_large_scores(DTYPE_F32);
+    check_large_scores(DTYPE_BF16);
+}
+
+static void check_nan(enum dtype dtype)
 {
     struct ops_rig rig = ops_rig_create(1);
-    struct attention_shape s = {.B = 1, .T = 20, .H = 1, .K = 1, .D = 4, .dtype = DTYPE_F32};
+    struct attention_shape s = {.B = 1, .T = 20, .H = 1, .K = 1, .D = 4, .dtype = dtype};
     struct attention_case c = attention_case_create(rig.ops, s);
 
     array_set(c.qkv, 10 * row_width(s) + s.D, NAN); /* the key of token 10 */
@@ -182,6 +258,12 @@ Test(op_attention, nan_reaches_the_tokens_that_see_it)
         cr_assert_eq(isnan(array_get(c.y, t * s.D)) != 0, t >= 10, "token %lld", (long long)t);
     attention_case_destroy(&c);
     ops_rig_destroy(&rig);
+}
+
+Test(op_attention, nan_reaches_the_tokens_that_see_it)
+{
+    check_nan(DTYPE_F32);
+    check_nan(DTYPE_BF16);
 }
 
 static void check_decode(struct ops *ops, struct attention_case *c)

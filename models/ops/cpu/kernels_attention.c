@@ -69,6 +69,20 @@ void kernel_axpy(int64_t n, float scale, enum dtype dtype, const void *x, float 
         axpy(n, scale, DTYPE_BF16, x, y);
 }
 
+/* s = exp(s - max), added to the sum. */
+OP_INLINE void exp_piece(int n, int64_t at, int64_t end, float max, float *s, f32x16 *sum)
+{
+    f32x16 e[GROUP];
+
+    load_group(n, DTYPE_F32, s, at, end, e);
+    EACH(i) e[i] = e[i] - max;
+    exp_below(n, e);
+    if (n == 1)
+        e[0] = keep_lanes(e[0], end - at, 0.0f);
+    EACH(i) *sum += e[i];
+    store_group(n, DTYPE_F32, s, at, end, e);
+}
+
 float kernel_softmax_row(int64_t n, int64_t n_padded, float *s, float *max_out)
 {
     f32x16 max = splat(-INFINITY);
@@ -78,24 +92,31 @@ float kernel_softmax_row(int64_t n, int64_t n_padded, float *s, float *max_out)
         max = max16(keep_lanes(load_some(DTYPE_F32, s, i, n), n - i, -INFINITY), max);
     const float row_max = max_lanes(max);
 
-    for (int64_t i = 0; i < n; i += LANES) {
-        f32x16 e = keep_lanes(exp16(load_some(DTYPE_F32, s, i, n) - row_max), n - i, 0.0f);
-        sum += e;
-        store_some(DTYPE_F32, s, i, n, e);
-    }
+    FOR_GROUPS(n, exp_piece, row_max, s, &sum);
     memset(s + n, 0, (size_t)(n_padded - n) * sizeof *s);
     *max_out = row_max;
     return sum_lanes(sum);
 }
 
+OP_INLINE void softmax_backward(int n, int64_t at, int64_t end, float lse, float delta, float *s,
+                                float *dp)
+{
+    f32x16 p[GROUP];
+    f32x16 d[GROUP];
+
+    load_group(n, DTYPE_F32, s, at, end, p);
+    load_group(n, DTYPE_F32, dp, at, end, d);
+    EACH(i) p[i] = p[i] - lse;
+    exp_below(n, p);
+    EACH(i) d[i] = p[i] * (d[i] - delta);
+    store_group(n, DTYPE_F32, s, at, end, p);
+    store_group(n, DTYPE_F32, dp, at, end, d);
+}
+
 void kernel_softmax_backward_row(int64_t n, int64_t n_padded, float lse, float delta, float *s,
                                  float *dp)
 {
-    for (int64_t i = 0; i < n; i += LANES) {
-        f32x16 p = exp16(load_some(DTYPE_F32, s, i, n) - lse);
-        store_some(DTYPE_F32, s, i, n, p);
-        store_some(DTYPE_F32, dp, i, n, p * (load_some(DTYPE_F32, dp, i, n) - delta));
-    }
+    FOR_GROUPS(n, softmax_backward, lse, delta, s, dp);
     memset(s + n, 0, (size_t)(n_padded - n) * sizeof *s);
     memset(dp + n, 0, (size_t)(n_padded - n) * sizeof *dp);
 }

@@ -63,21 +63,21 @@ void kernel_add_embeddings(int64_t n, enum dtype dtype, const void *a, const voi
 OP_INLINE void column_sums(int64_t rows, int64_t n, int64_t ld, enum dtype dtype, const void *x,
                            float *sums)
 {
-    enum { BLOCK_ROWS = 64, GROUP = 4 };
+    enum { BLOCK_ROWS = 64, TOGETHER = 4 };
 
-    for (int64_t j = 0; j < n; j += GROUP * LANES) {
-        f32x16 total[GROUP] = {{0}};
+    for (int64_t j = 0; j < n; j += TOGETHER * LANES) {
+        f32x16 total[TOGETHER] = {{0}};
         for (int64_t block = 0; block < rows; block += BLOCK_ROWS) {
             int64_t end = block + BLOCK_ROWS < rows ? block + BLOCK_ROWS : rows;
-            f32x16 sum[GROUP] = {{0}};
+            f32x16 sum[TOGETHER] = {{0}};
             for (int64_t i = block; i < end; i++)
-                for (int g = 0; g < GROUP; g++)
+                for (int g = 0; g < TOGETHER; g++)
                     if (j + g * LANES < n)
                         sum[g] += load_some(dtype, at(dtype, x, i * ld), j + g * LANES, n);
-            for (int g = 0; g < GROUP; g++)
+            for (int g = 0; g < TOGETHER; g++)
                 total[g] += sum[g];
         }
-        for (int g = 0; g < GROUP; g++)
+        for (int g = 0; g < TOGETHER; g++)
             if (j + g * LANES < n)
                 store_some(DTYPE_F32, sums, j + g * LANES, n, total[g]);
     }

@@ -16,17 +16,27 @@ OP_INLINE float row_max(int64_t V, const float *logits)
     return max_lanes(max16(max[0], max[1]));
 }
 
-/* exp(logits - max), stored if wanted; the sum runs in double over 16 lanes. */
+/* exp(logits - max), stored unless exps is NULL, and added to 16 sums in double. */
+OP_INLINE void exp_piece(int n, int64_t at, int64_t end, const float *logits, float max,
+                         float *exps, f64x16 *sum)
+{
+    f32x16 e[GROUP];
+
+    load_group(n, DTYPE_F32, logits, at, end, e);
+    EACH(i) e[i] = e[i] - max;
+    exp_below(n, e);
+    if (n == 1)
+        e[0] = keep_lanes(e[0], end - at, 0.0f);
+    EACH(i) *sum += __builtin_convertvector(e[i], f64x16);
+    if (exps != NULL)
+        store_group(n, DTYPE_F32, exps, at, end, e);
+}
+
 OP_INLINE double exp_sum(int64_t V, const float *logits, float max, float *exps)
 {
     f64x16 sum = {0};
 
-    for (int64_t i = 0; i < V; i += LANES) {
-        f32x16 e = keep_lanes(exp16(load_some(DTYPE_F32, logits, i, V) - max), V - i, 0.0f);
-        sum += __builtin_convertvector(e, f64x16);
-        if (exps != NULL)
-            store_some(DTYPE_F32, exps, i, V, e);
-    }
+    FOR_GROUPS(V, exp_piece, logits, max, exps, &sum);
     return sum_lanes64(sum);
 }
 

@@ -87,7 +87,11 @@ OP_INLINE void *at_mut(enum dtype dtype, void *p, int64_t i)
 
 OP_INLINE f32x16 widen(u16x16 h)
 {
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)h), 16);
+#else
     return (f32x16)(__builtin_convertvector(h, u32x16) << 16);
+#endif
 }
 
 /* As bf16_from_f32. */
@@ -223,61 +227,111 @@ OP_INLINE double sum_lanes64(f64x16 x)
     return v[0];
 }
 
-/* ---- functions ---- */
+/*
+ * ---- functions ----
+ *
+ * A function is one long chain of dependent operations.  A few of them fill the processor's
+ * scheduler and leave its units idle, so vectors are taken GROUP at a time, operation by operation;
+ * `n` is GROUP or, at a row's end, 1.
+ */
+#if defined(__AVX512F__)
+#define GROUP 4
+#else
+#define GROUP 1
+#endif
+
+#define EACH(i) for (int i = 0; i < n; i++)
+
+/* Vectors from element at on; single ones may be the tail of an array of `end` elements. */
+OP_INLINE void load_group(int n, enum dtype dtype, const void *p, int64_t at, int64_t end,
+                          f32x16 x[])
+{
+    EACH(i)
+    x[i] = n > 1 ? load(dtype, p, at + i * LANES) : load_some(dtype, p, at, end);
+}
+
+OP_INLINE void store_group(int n, enum dtype dtype, void *p, int64_t at, int64_t end,
+                           const f32x16 x[])
+{
+    EACH(i)
+    {
+        if (n > 1)
+            store(dtype, p, at + i * LANES, x[i]);
+        else
+            store_some(dtype, p, at, end, x[i]);
+    }
+}
+
+/* `piece` over an array of `end` elements: groups of vectors, then single ones. */
+#define FOR_GROUPS(end, piece, ...)                                                                \
+    do {                                                                                           \
+        int64_t at_ = 0;                                                                           \
+        for (; at_ + GROUP * LANES <= (end); at_ += GROUP * LANES)                                 \
+            piece(GROUP, at_, end, __VA_ARGS__);                                                   \
+        for (; at_ < (end); at_ += LANES)                                                          \
+            piece(1, at_, end, __VA_ARGS__);                                                       \
+    } while (0)
 
 /*
- * e^x for x in [-87.3, 88.3] or NaN: Cody and Waite's reduction x = n ln 2 + r, |r| <= ln2 / 2, a Taylor polynomial of degree 7
- * (remainder r^8 / 8! < 5.3e-9 relative) and 2^n put into the exponent.  The error is below 2 ulp
+ * e^x for x in [-87.3, 88.3] or NaN: Cody and Waite's reduction x = k ln 2 + r, |r| <= ln2 / 2, a Taylor polynomial of degree 7
+ * (remainder r^8 / 8! < 5.3e-9 relative) and 2^k put into the exponent.  The error is below 2 ulp
  * (tests).
  */
-OP_INLINE f32x16 exp_in_range(f32x16 x)
+OP_INLINE void exp_in_range(int n, f32x16 x[])
 {
     const float to_int = 0x1.8p23f; /* adding it rounds to the nearest integer, ties to even */
-    f32x16 shifted = x * 0x1.715476p+0f + to_int;
-    f32x16 n = shifted - to_int;
-    f32x16 r = x - n * 0x1.63p-1f; /* ln 2 in two parts; the first product is exact */
-    r = r - n * -0x1.bd0106p-13f;
+    const float coefficients[] = {1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f};
+    f32x16 shifted[GROUP];
+    f32x16 k[GROUP];
+    f32x16 r[GROUP];
+    f32x16 p[GROUP];
 
-    f32x16 p = splat(1.0f / 5040.0f);
-    p = p * r + 1.0f / 720.0f;
-    p = p * r + 1.0f / 120.0f;
-    p = p * r + 1.0f / 24.0f;
-    p = p * r + 1.0f / 6.0f;
-    p = p * r + 0.5f;
-    p = (p * r) * r + r + 1.0f;
-
-    i32x16 exponent = ((i32x16)shifted - 0x4b400000 + 127) << 23; /* bits of to_int = 0x4b400000 */
-    return p * (f32x16)exponent;
+    EACH(i) shifted[i] = x[i] * 0x1.715476p+0f + to_int;
+    EACH(i) k[i] = shifted[i] - to_int;
+    EACH(i) r[i] = x[i] - k[i] * 0x1.63p-1f; /* ln 2 in two parts; the first product is exact */
+    EACH(i) r[i] = r[i] - k[i] * -0x1.bd0106p-13f;
+    EACH(i) p[i] = splat(1.0f / 5040.0f);
+    for (int c = 0; c < 5; c++)
+        EACH(i) p[i] = p[i] * r[i] + coefficients[c];
+    EACH(i) p[i] = (p[i] * r[i]) * r[i] + r[i] + 1.0f;
+    EACH(i)
+    {
+        i32x16 exponent = ((i32x16)shifted[i] - 0x4b400000 + 127) << 23; /* bits of to_int */
+        x[i] = p[i] * (f32x16)exponent;
+    }
 }
 
 /* e^x for x up to 88.3 or NaN: below -87.3 (where results would be subnormal) 0. */
-OP_INLINE f32x16 exp_below(f32x16 x)
+OP_INLINE void exp_below(int n, f32x16 x[])
 {
     const float low = -87.3f;
+    f32x16 y[GROUP];
 
-    return select_less(x, splat(low), splat(0.0f), exp_in_range(at_least(x, low)));
+    EACH(i) y[i] = at_least(x[i], low);
+    exp_in_range(n, y);
+    EACH(i) x[i] = select_less(x[i], splat(low), splat(0.0f), y[i]);
 }
 
 /* e^x for all x: above 88.3 infinite. */
 OP_INLINE f32x16 exp16(f32x16 x)
 {
     const float high = 88.3f;
+    f32x16 y = at_most(x, high);
 
-    return select_less(splat(high), x, splat(INFINITY), exp_below(at_most(x, high)));
+    exp_below(1, &y);
+    return select_less(splat(high), x, splat(INFINITY), y);
 }
 
 /*
- * 1 / (1 + e^-x), and one minus that without cancellation.  The argument is kept where e^-x and
- * the result are normal numbers.
+ * x becomes 1 / (1 + e^-x), and complement one minus that without cancellation.  The argument is
+ * kept where e^-x and the result are normal numbers.
  */
-OP_INLINE f32x16 sigmoid16(f32x16 x, f32x16 *complement_out)
+OP_INLINE void sigmoid(int n, f32x16 x[], f32x16 complement[])
 {
-    f32x16 minus_x = at_least(at_most(-x, 87.0f), -87.0f);
-    f32x16 e = exp_in_range(minus_x);
-    f32x16 y = 1.0f / (1.0f + e);
-
-    *complement_out = e * y;
-    return y;
+    EACH(i) complement[i] = at_least(at_most(-x[i], 87.0f), -87.0f);
+    exp_in_range(n, complement);
+    EACH(i) x[i] = 1.0f / (1.0f + complement[i]);
+    EACH(i) complement[i] = complement[i] * x[i];
 }
 
 /*

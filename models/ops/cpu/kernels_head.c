@@ -22,6 +22,7 @@ OP_INLINE void exp_piece(int n, int64_t at, int64_t end, const float *logits, fl
 {
     f32x16 e[GROUP];
 
+    EACH(i) __builtin_prefetch(logits + at + end + i * LANES, 0, 2); /* the next row */
     load_group(n, DTYPE_F32, logits, at, end, e);
     EACH(i) e[i] = e[i] - max;
     exp_below(n, e);

@@ -54,7 +54,7 @@ static void token_range(void *arg, int64_t begin, int64_t end)
 {
     const struct embedding_backward_task *t = arg;
 
-    memset(t->dwte + begin * t->C, 0, (size_t)((end - begin) * t->C) * sizeof *t->dwte);
+    t->kernels->clear((end - begin) * t->C, t->dwte + begin * t->C);
     for (int64_t row = 0; row < t->B * t->T; row++)
         if (t->tokens[row] >= begin && t->tokens[row] < end)
             t->kernels->accumulate(t->C, t->dx + row * t->C, t->dwte + t->tokens[row] * t->C);

@@ -8,6 +8,7 @@ const struct op_kernels ISA_NAME(op_kernels) = {
     .isa = TEXT(SHOAL_ISA),
     .convert = kernel_convert,
     .accumulate = kernel_accumulate,
+    .clear = kernel_clear,
     .add = kernel_add,
     .add_embeddings = kernel_add_embeddings,
     .column_sums = kernel_column_sums,

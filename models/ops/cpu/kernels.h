@@ -16,6 +16,8 @@ struct op_kernels {
     void (*convert)(int64_t n, float scale, enum dtype src_dtype, const void *src,
                     enum dtype dst_dtype, void *dst);
     void (*accumulate)(int64_t n, const float *src, float *dst);
+    /* x = 0, past the caches: for what is larger than they are. */
+    void (*clear)(int64_t n, float *x);
     /* y = a + b, where b is `dtype`; a or b may be NULL (zero). */
     void (*add)(int64_t n, enum dtype dtype, const float *a, const void *b, float *y);
     /* y = a + b, both `dtype`; b may be NULL. */

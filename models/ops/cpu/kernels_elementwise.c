@@ -29,6 +29,25 @@ void kernel_accumulate(int64_t n, const float *src, float *dst)
                    load_some(DTYPE_F32, dst, i, n) + load_some(DTYPE_F32, src, i, n));
 }
 
+void kernel_clear(int64_t n, float *x)
+{
+#if defined(__AVX512F__)
+    const int64_t behind_line = (int64_t)((uintptr_t)x / sizeof *x % LANES);
+    const int64_t whole = behind_line == 0 ? 0 : LANES - behind_line; /* the first whole line */
+    int64_t i = whole;
+
+    if (whole < n) {
+        for (; i + LANES <= n; i += LANES)
+            _mm512_stream_ps(x + i, _mm512_setzero_ps());
+        memset(x, 0, (size_t)whole * sizeof *x);
+        memset(x + i, 0, (size_t)(n - i) * sizeof *x);
+        _mm_sfence(); /* before other threads may look */
+        return;
+    }
+#endif
+    memset(x, 0, (size_t)n * sizeof *x);
+}
+
 OP_INLINE void add(int64_t n, enum dtype a_dtype, const void *a, enum dtype b_dtype, const void *b,
                    float *y)
 {

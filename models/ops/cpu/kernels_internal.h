@@ -9,6 +9,7 @@
  */
 #define kernel_convert                ISA_NAME(op_convert)
 #define kernel_accumulate             ISA_NAME(op_accumulate)
+#define kernel_clear                  ISA_NAME(op_clear)
 #define kernel_add                    ISA_NAME(op_add)
 #define kernel_add_embeddings         ISA_NAME(op_add_embeddings)
 #define kernel_column_sums            ISA_NAME(op_column_sums)
@@ -32,6 +33,7 @@
 void kernel_convert(int64_t n, float scale, enum dtype src_dtype, const void *src,
                     enum dtype dst_dtype, void *dst);
 void kernel_accumulate(int64_t n, const float *src, float *dst);
+void kernel_clear(int64_t n, float *x);
 void kernel_add(int64_t n, enum dtype dtype, const float *a, const void *b, float *y);
 void kernel_add_embeddings(int64_t n, enum dtype dtype, const void *a, const void *b, float *y);
 void kernel_column_sums(int64_t rows, int64_t n, int64_t ld, enum dtype dtype, const void *x,

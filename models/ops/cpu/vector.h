@@ -247,7 +247,9 @@ OP_INLINE void load_group(int n, enum dtype dtype, const void *p, int64_t at, in
                           f32x16 x[])
 {
     EACH(i)
-    x[i] = n > 1 ? load(dtype, p, at + i * LANES) : load_some(dtype, p, at, end);
+    {
+        x[i] = n > 1 ? load(dtype, p, at + i * LANES) : load_some(dtype, p, at, end);
+    }
 }
 
 OP_INLINE void store_group(int n, enum dtype dtype, void *p, int64_t at, int64_t end,

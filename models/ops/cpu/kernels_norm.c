@@ -2,44 +2,75 @@
 #include "models/ops/cpu/kernels_internal.h"
 #include "models/ops/cpu/vector.h"
 
-OP_INLINE float row_sum(int64_t C, const float *x)
-{
-    f32x16 sum = splat(0.0f);
+/* ---- forward: n rows at a time, see GROUP in vector.h ---- */
 
-    for (int64_t i = 0; i < C; i += LANES)
-        sum += load_some(DTYPE_F32, x, i, C);
-    return sum_lanes(sum);
+OP_INLINE void row_means(int n, int64_t C, const float *x, float mean[])
+{
+    f32x16 sum[GROUP];
+    f32x16 v[GROUP];
+
+    EACH(i) sum[i] = splat(0.0f);
+    for (int64_t c = 0; c < C; c += LANES) {
+        load_rows(n, DTYPE_F32, x, C, c, C, v);
+        EACH(i) sum[i] += v[i];
+    }
+    EACH(i) mean[i] = sum_lanes(sum[i]) / (float)C;
 }
 
-/* Sum of (x - mean)². */
-OP_INLINE float row_square_sum(int64_t C, const float *x, float mean)
+/* 1 / sqrt(mean of (x - mean)² + eps). */
+OP_INLINE void row_scales(int n, int64_t C, float eps, const float *x, const float mean[],
+                          float rstd[])
 {
-    f32x16 sum = splat(0.0f);
+    f32x16 sum[GROUP];
+    f32x16 v[GROUP];
 
-    for (int64_t i = 0; i < C; i += LANES) {
-        f32x16 d = load_some(DTYPE_F32, x, i, C) - mean;
-        sum += keep_lanes(d * d, C - i, 0.0f);
+    EACH(i) sum[i] = splat(0.0f);
+    for (int64_t c = 0; c < C; c += LANES) {
+        load_rows(n, DTYPE_F32, x, C, c, C, v);
+        EACH(i) v[i] = v[i] - mean[i];
+        EACH(i) sum[i] += keep_lanes(v[i] * v[i], C - c, 0.0f);
     }
-    return sum_lanes(sum);
+    EACH(i) rstd[i] = 1.0f / sqrtf(sum_lanes(sum[i]) / (float)C + eps);
+}
+
+OP_INLINE void norm_rows(int n, enum norm_kind kind, int64_t C, float eps, enum dtype dtype,
+                         const float *x, const void *w, const void *b, void *y, float *stats)
+{
+    float mean[GROUP] = {0};
+    float rstd[GROUP];
+    f32x16 v[GROUP];
+
+    if (kind == NORM_LAYER)
+        row_means(n, C, x, mean);
+    row_scales(n, C, eps, x, mean, rstd);
+    for (int64_t c = 0; c < C; c += LANES) {
+        const f32x16 weight = load_some(dtype, w, c, C);
+        load_rows(n, DTYPE_F32, x, C, c, C, v);
+        EACH(i) v[i] = (v[i] - mean[i]) * rstd[i] * weight;
+        if (b != NULL) {
+            const f32x16 bias = load_some(dtype, b, c, C);
+            EACH(i) v[i] = v[i] + bias;
+        }
+        store_rows(n, dtype, y, C, c, C, v);
+    }
+    EACH(i)
+    {
+        stats[2 * i] = mean[i];
+        stats[2 * i + 1] = rstd[i];
+    }
 }
 
 OP_INLINE void norm(enum norm_kind kind, int64_t rows, int64_t C, float eps, enum dtype dtype,
                     const float *x, const void *w, const void *b, void *y, float *stats)
 {
-    for (int64_t row = 0; row < rows; row++, x += C, y = at_mut(dtype, y, C)) {
-        float mean = kind == NORM_LAYER ? row_sum(C, x) / (float)C : 0.0f;
-        float rstd = 1.0f / sqrtf(row_square_sum(C, x, mean) / (float)C + eps);
+    int64_t row = 0;
 
-        for (int64_t i = 0; i < C; i += LANES) {
-            f32x16 normed = (load_some(DTYPE_F32, x, i, C) - mean) * rstd;
-            normed = normed * load_some(dtype, w, i, C);
-            if (b != NULL)
-                normed = normed + load_some(dtype, b, i, C);
-            store_some(dtype, y, i, C, normed);
-        }
-        stats[2 * row] = mean;
-        stats[2 * row + 1] = rstd;
-    }
+    for (; row + GROUP <= rows; row += GROUP)
+        norm_rows(GROUP, kind, C, eps, dtype, x + row * C, w, b, at_mut(dtype, y, row * C),
+                  stats + 2 * row);
+    for (; row < rows; row++)
+        norm_rows(1, kind, C, eps, dtype, x + row * C, w, b, at_mut(dtype, y, row * C),
+                  stats + 2 * row);
 }
 
 void kernel_norm(enum norm_kind kind, int64_t rows, int64_t C, float eps, enum dtype dtype,
@@ -50,6 +81,8 @@ void kernel_norm(enum norm_kind kind, int64_t rows, int64_t C, float eps, enum d
     else
         norm(kind, rows, C, eps, DTYPE_BF16, x, w, b, y, stats);
 }
+
+/* ---- backward ---- */
 
 /*
  * With x̂ = (x - mean) rstd and g = dy w:

@@ -264,6 +264,27 @@ OP_INLINE void store_group(int n, enum dtype dtype, void *p, int64_t at, int64_t
     }
 }
 
+/* The same place, elements at to at + 15 or the tail, of n rows that are `ld` elements apart. */
+OP_INLINE void load_rows(int n, enum dtype dtype, const void *p, int64_t ld, int64_t at,
+                         int64_t end, f32x16 x[])
+{
+    if (at + LANES <= end) {
+        EACH(i) x[i] = load(dtype, p, i * ld + at);
+    } else {
+        EACH(i) x[i] = load_tail(dtype, p, i * ld + at, end - at);
+    }
+}
+
+OP_INLINE void store_rows(int n, enum dtype dtype, void *p, int64_t ld, int64_t at, int64_t end,
+                          const f32x16 x[])
+{
+    if (at + LANES <= end) {
+        EACH(i) store(dtype, p, i * ld + at, x[i]);
+    } else {
+        EACH(i) store_tail(dtype, p, i * ld + at, end - at, x[i]);
+    }
+}
+
 /* `piece` over an array of `end` elements: groups of vectors, then single ones. */
 #define FOR_GROUPS(end, piece, ...)                                                                \
     do {                                                                                           \

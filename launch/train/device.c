@@ -3,38 +3,16 @@
 #ifdef SHOAL_WITH_CUDA
 #include "models/ops/cuda/ops_cuda.h"
 #endif
-#include "runtime/base/log.h"
 
 #include <string.h>
 
 /* The device of a run. */
 
-static bool is_cuda(const struct trainer *trainer)
-{
-    return strcmp(trainer->device->ops->name, "cuda") == 0;
-}
-
 bool train_device_is_cuda(const struct config *config)
 {
-    if (strcmp(config->run.device, "auto") != 0)
-        return strcmp(config->run.device, "cuda") == 0;
-    return strcmp(device_auto_name(), "cuda") == 0 &&
-           setup_check_optimizer(config, "cuda") == SHOAL_OK;
-}
+    const bool automatic = strcmp(config->run.device, "auto") == 0;
 
-static shoal_status check_update(struct trainer *trainer)
-{
-    if (!is_cuda(trainer))
-        return SHOAL_OK;
-
-    const shoal_status status = setup_check_optimizer(trainer->config, "cuda");
-    if (status != SHOAL_ERR_UNAVAILABLE || strcmp(trainer->config->run.device, "auto") != 0)
-        return status;
-    device_close(trainer->device);
-    trainer->device = NULL;
-    log_line("device", "optimizer %s has no CUDA kernels: running on the CPU",
-             trainer->config->optimizer.name);
-    return device_open("cpu", 0, &trainer->device);
+    return strcmp(automatic ? device_auto_name() : config->run.device, "cuda") == 0;
 }
 
 shoal_status train_device_open(struct trainer *trainer)
@@ -42,7 +20,6 @@ shoal_status train_device_open(struct trainer *trainer)
     const struct config *config = trainer->config;
 
     SHOAL_TRY(device_open(config->run.device, comm_node_rank(trainer->comm), &trainer->device));
-    SHOAL_TRY(check_update(trainer));
     setup_device_policy(config, device_is_separate(trainer->device),
                         device_has_queues(trainer->device), &trainer->policy);
     return SHOAL_OK;

@@ -61,8 +61,6 @@ shoal_status train_plan(const struct config *config, int ranks, int ranks_per_ho
     bool cuda = train_device_is_cuda(config), here = strcmp(device_auto_name(), "cuda") == 0;
     shoal_status status = SHOAL_OK;
 
-    if (cuda)
-        SHOAL_TRY(setup_check_optimizer(config, "cuda"));
     SHOAL_TRY(setup_model_config(config, &model_config));
     SHOAL_TRY(setup_policy(config, &model_config, ranks, 0, &policy));
     setup_device_policy(config, cuda, cuda, &policy);

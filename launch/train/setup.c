@@ -307,17 +307,6 @@ static shoal_status optimizer_groups(const struct config *config,
     return SHOAL_OK;
 }
 
-shoal_status setup_check_optimizer(const struct config *config, const char *device)
-{
-    struct optim_group groups[CONFIG_LIST + 1];
-    int n = 0;
-
-    SHOAL_TRY(optimizer_groups(config, groups, &n));
-    for (int i = 0; i < n; i++)
-        SHOAL_TRY(optim_check_device(device, groups[i].rule));
-    return SHOAL_OK;
-}
-
 shoal_status setup_optimizer(const struct config *config, const struct layout *layout,
                              struct optim_setup **optim_out, struct lr_params *lr_out)
 {

@@ -246,8 +246,6 @@ void setup_device_policy(const struct config *config, bool separate, bool queues
 enum comm_transport setup_transport(const struct config *config);
 shoal_status setup_data(const struct config *config, const struct model_config *model,
                         struct data **data_out);
-/* SHOAL_ERR_UNAVAILABLE if a device of this name cannot run the optimizer: optim_check_device. */
-shoal_status setup_check_optimizer(const struct config *config, const char *device);
 shoal_status setup_optimizer(const struct config *config, const struct layout *layout,
                              struct optim_setup **optim_out, struct lr_params *lr_out);
 int setup_threads(const struct config *config, const struct comm *comm);

@@ -116,7 +116,7 @@ static void check_ecc8(float x, bf16_t hi, float back)
         cr_assert_fail("%a came back as %a", (double)x, (double)back);
 
     /* Half an ulp of bf16, which is up to 2^-8 of x, from what comes back. */
-    if (is_finite_in_bf16(x) &&
+    if (is_finite_in_bf16(back) &&
         fabs((double)bf16_to_f32(hi) - (double)back) > fabs((double)back) * 0x1p-8 + 0x1p-134)
         cr_assert_fail("%a was rounded to %04x", (double)x, hi);
 }

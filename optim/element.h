@@ -44,12 +44,10 @@ OPTIM_ELEMENT float float_of(uint32_t bits)
     return x;
 }
 
-/* x, or the one NaN for every NaN.  On the bits, because compilers branch on x != x. */
+/* x, or the one NaN for every NaN. */
 OPTIM_ELEMENT float one_nan(float x)
 {
-    const uint32_t bits = bits_of(x);
-
-    return float_of((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : bits);
+    return x == x ? x : float_of(NAN_BITS);
 }
 
 /*
@@ -79,6 +77,14 @@ OPTIM_ELEMENT uint16_t bf16_of(float x)
     const uint32_t nan = (bits >> 16) | 0x40u;
 
     return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+}
+
+/* The same for numbers and the one NaN. */
+OPTIM_ELEMENT uint16_t bf16_of_one_nan(float x)
+{
+    const uint32_t bits = bits_of(x);
+
+    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
 OPTIM_ELEMENT float of_bf16(uint16_t x)

@@ -45,7 +45,7 @@
                 state2[i] = one_nan(s[2]);                                                         \
             master[i] = p;                                                                         \
             if (param != NULL)                                                                     \
-                param[i] = bf16_of(p);                                                             \
+                param[i] = bf16_of_one_nan(p);                                                     \
         }                                                                                          \
     }                                                                                              \
                                                                                                    \

@@ -31,71 +31,10 @@ static const float UNSIGNED_VALUES[16] = {
     0.5625f, 0.625f, 0.6875f, 0.75f, 0.8125f, 0.875f, 0.9375f, 1.0f,
 };
 
-#if defined(__AVX512BW__)
-/*
- * int4_nearest_value from registers.  Quarters of octaves from 2^-8 to 1 number 0 to 31; what is smaller
- * counts as in the first and what is larger as in the last.  Each has the number of the value at
- * its beginning, and at most one place where the next value becomes the nearest.
- */
-#define MIDDLE(below, above) (((below) + (above)) * 0.5f)
-
-static const float NEXT_FROM[32] = {
-    [0] = MIDDLE(0.0f, 0.0055f),     [8] = MIDDLE(0.0055f, 0.0325f),
-    [15] = MIDDLE(0.0325f, 0.0775f), [20] = MIDDLE(0.0775f, 0.2125f),
-    [25] = MIDDLE(0.2125f, 0.4375f), [28] = MIDDLE(0.4375f, 0.6625f),
-    [30] = MIDDLE(0.6625f, 0.8875f), [31] = MIDDLE(0.8875f, 1.0f),
-};
-
-/* Less one where there is no such place: there the comparison with 0 always adds one. */
-static const int32_t NUMBER[32] = {
-    0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4, 5, 5, 6, 7,
-};
-
-OPTIM_INLINE size_t signed_codes_16(const float *restrict x, size_t n, float inverse,
-                                    uint32_t *restrict codes)
-{
-    const __m512i first = _mm512_set1_epi32(0x3b800000 >> 21);
-    const __m512 next_low = _mm512_loadu_ps(NEXT_FROM);
-    const __m512 next_high = _mm512_loadu_ps(NEXT_FROM + 16);
-    const __m512i number_low = _mm512_loadu_si512(NUMBER);
-    const __m512i number_high = _mm512_loadu_si512(NUMBER + 16);
-    size_t i = 0;
-
-    for (; i + 16 <= n; i += 16) {
-        const __m512 share = _mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse));
-        const __m512 size = _mm512_abs_ps(share);
-        const __m512i quarter = _mm512_min_epu32(
-            _mm512_subs_epu16(_mm512_srli_epi32(_mm512_castps_si512(size), 21), first),
-            _mm512_set1_epi32(31));
-        const __mmask16 next = _mm512_cmp_ps_mask(
-            size, _mm512_permutex2var_ps(next_low, quarter, next_high), _CMP_GE_OQ);
-        const __m512i below = _mm512_permutex2var_epi32(number_low, quarter, number_high);
-        const __m512i number = _mm512_mask_add_epi32(below, next, below, _mm512_set1_epi32(1));
-        const __m512i negated = _mm512_sub_epi32(_mm512_setzero_si512(),
-                                                 _mm512_min_epu32(number, _mm512_set1_epi32(7)));
-        const __m512i code = _mm512_mask_mov_epi32(
-            number, _mm512_movepi32_mask(_mm512_castps_si512(share)), negated);
-
-        _mm512_storeu_si512(codes + i, _mm512_and_si512(code, _mm512_set1_epi32(15)));
-    }
-    return i;
-}
-#else
-OPTIM_INLINE size_t signed_codes_16(const float *restrict x, size_t n, float inverse,
-                                    uint32_t *restrict codes)
-{
-    (void)x;
-    (void)n;
-    (void)inverse;
-    (void)codes;
-    return 0;
-}
-#endif
-
 OPTIM_INLINE void signed_codes(const float *restrict x, size_t n, float inverse,
                                uint32_t *restrict codes)
 {
-    for (size_t i = signed_codes_16(x, n, inverse, codes); i < n; i++)
+    for (size_t i = 0; i < n; i++)
         codes[i] = int4_signed_code(x[i], inverse);
 }
 
@@ -137,14 +76,194 @@ OPTIM_INLINE void encode_block(enum codec_sign sign, const float *restrict x, si
     narrow_nibbles(FIRST_LOW, words, n, codes);
 }
 
-/* Full blocks go through a copy with a constant count, which unrolls. */
-OPTIM_INLINE void encode_all(enum codec_sign sign, const float *x, size_t n, uint8_t *codes,
-                             float *scales)
+#if defined(__AVX512BW__)
+/*
+ * Whole blocks from registers.
+ *
+ * Quarters of octaves from 2^-8 to 1 hold at most one place, NEXT_FROM, where the next value becomes
+ * the nearest.  So what is to be added to the bits of a magnitude, that the number of its nearest
+ * value stands from bit 21 up, depends on its quarter alone: the number at the quarter's beginning,
+ * and a carry from NEXT_FROM on.  The tables are indexed by the lowest 5 bits of the quarter; that
+ * of 2^-7 comes first, that of 2^-8 follows the last below 1.
+ */
+#define MIDDLE(below, above) (((below) + (above)) * 0.5f)
+
+enum { QUARTER_BITS = 21, FIRST_QUARTER = 0x3c000000 >> QUARTER_BITS, MAX_BLOCKS = 8 };
+
+static const float NEXT_FROM[32] = {
+    [4] = MIDDLE(0.0055f, 0.0325f),  [11] = MIDDLE(0.0325f, 0.0775f),
+    [16] = MIDDLE(0.0775f, 0.2125f), [21] = MIDDLE(0.2125f, 0.4375f),
+    [24] = MIDDLE(0.4375f, 0.6625f), [26] = MIDDLE(0.6625f, 0.8875f),
+    [27] = MIDDLE(0.8875f, 1.0f),
+};
+
+/* Less one where there is no such place: there 0 always gives a carry. */
+static const int32_t NUMBER[32] = {
+    0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 4, 4, 4, 5, 5, 6, 7, 0, 0, 0, 0,
+};
+
+/* By number; from 16 on of what is below zero. */
+static const int32_t CODES[32] = {
+    0, 1, 2, 3, 4, 5, 6, 7, 8, [17] = 15, 14, 13, 12, 11, 10, 9, 9,
+};
+
+struct steps {
+    __m512i low, high;
+};
+
+OPTIM_INLINE __m512i steps_from(int first)
+{
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i index = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
+    const __mmask16 below = _mm512_cmpge_epi32_mask(index, _mm512_set1_epi32(28));
+    const __m512i from_first = _mm512_mask_sub_epi32(index, below, index, _mm512_set1_epi32(32));
+    const __m512i quarter = _mm512_add_epi32(from_first, _mm512_set1_epi32(FIRST_QUARTER - 1));
+    const __m512i number = _mm512_sub_epi32(_mm512_loadu_si512(NUMBER + first), quarter);
+    const __m512i next = _mm512_and_si512(_mm512_loadu_si512(NEXT_FROM + first),
+                                          _mm512_set1_epi32((1 << QUARTER_BITS) - 1));
+
+    return _mm512_sub_epi32(_mm512_slli_epi32(number, QUARTER_BITS), next);
+}
+
+OPTIM_INLINE __m512i signed_codes_16(__m512 x, __m512 inverse, struct steps steps)
+{
+    const int lesser_magnitude = 0x0a;
+    const __m512 share = _mm512_mul_ps(x, inverse);
+    const __m512 size = _mm512_range_ps(share, _mm512_set1_ps(0x1.fffffep-1f), lesser_magnitude);
+    const __mmask16 some =
+        _mm512_cmp_ps_mask(size, _mm512_set1_ps(MIDDLE(0.0f, 0.0055f)), _CMP_GE_OQ);
+    const __m512i bits = _mm512_castps_si512(_mm512_max_ps(size, _mm512_set1_ps(0x1p-8f)));
+    const __m512i step =
+        _mm512_permutex2var_epi32(steps.low, _mm512_srli_epi32(bits, QUARTER_BITS), steps.high);
+    const __m512i number = _mm512_srli_epi32(_mm512_add_epi32(bits, step), QUARTER_BITS);
+    const __m512i sign =
+        _mm512_and_si512(_mm512_srli_epi32(_mm512_castps_si512(share), 27), _mm512_set1_epi32(16));
+
+    return _mm512_maskz_permutex2var_epi32(some, _mm512_loadu_si512(CODES),
+                                           _mm512_or_si512(number, sign),
+                                           _mm512_loadu_si512(CODES + 16));
+}
+
+OPTIM_INLINE __m512i unsigned_codes_16(__m512 x, __m512 inverse)
+{
+    const __m512 code =
+        _mm512_fmadd_ps(_mm512_mul_ps(x, inverse), _mm512_set1_ps(16.0f), _mm512_set1_ps(-1.0f));
+
+    return _mm512_cvtps_epi32(_mm512_max_ps(code, _mm512_setzero_ps()));
+}
+
+/* Four vectors of codes, two to a byte. */
+OPTIM_INLINE __m256i join_64(const __m512i *codes)
+{
+    const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    const __m512i bytes = _mm512_packus_epi16(_mm512_packus_epi32(codes[0], codes[1]),
+                                              _mm512_packus_epi32(codes[2], codes[3]));
+    const __m512i first_and_16_second = _mm512_maddubs_epi16(bytes, _mm512_set1_epi16(0x1001));
+
+    return _mm512_cvtepi16_epi8(_mm512_permutexvar_epi32(order, first_and_16_second));
+}
+
+/* What largest_magnitude and signed_scale, or largest_moment, find in one pass. */
+OPTIM_INLINE uint32_t largest_of_block(enum codec_sign sign, const float *restrict x,
+                                       uint32_t *scale_bits)
+{
+    __m512i above_zero = _mm512_setzero_si512();
+    __m512i all = _mm512_setzero_si512();
+
+    for (size_t i = 0; i < BLOCK; i += 16) {
+        const __m512i bits = _mm512_loadu_si512(x + i);
+
+        above_zero = _mm512_max_epi32(above_zero, bits);
+        all = _mm512_max_epu32(all, bits);
+    }
+
+    const __mmask16 has_below = _mm512_movepi32_mask(all);
+    if (sign == CODEC_UNSIGNED)
+        return *scale_bits =
+                   has_below == 0 ? _mm512_reduce_max_epu32(all) : largest_moment(x, BLOCK);
+
+    const __m512i below_zero =
+        _mm512_maskz_and_epi32(has_below, all, _mm512_set1_epi32(0x7fffffff));
+    const uint32_t largest = _mm512_reduce_max_epu32(_mm512_max_epu32(above_zero, below_zero));
+    const bool is_above = _mm512_cmpeq_epi32_mask(above_zero, _mm512_set1_epi32((int)largest)) != 0;
+    *scale_bits = is_above ? largest : largest | 0x80000000u;
+    return largest;
+}
+
+OPTIM_INLINE void encode_whole_block(enum codec_sign sign, const float *restrict x, float inverse,
+                                     uint8_t *restrict codes)
+{
+    const struct steps steps = {steps_from(0), steps_from(16)};
+    const __m512 factor = _mm512_set1_ps(inverse);
+
+    for (size_t i = 0; i < BLOCK; i += 64) {
+        __m512i words[4];
+
+        for (size_t k = 0; k < 4; k++) {
+            const __m512 value = _mm512_loadu_ps(x + i + 16 * k);
+
+            words[k] = sign == CODEC_SIGNED ? signed_codes_16(value, factor, steps)
+                                            : unsigned_codes_16(value, factor);
+        }
+        _mm256_storeu_si256((__m256i *)(codes + i / 2), join_64(words));
+    }
+}
+
+/* All scales come first: the codes of one block then do not wait for the search of the next. */
+OPTIM_INLINE void encode_some_blocks(enum codec_sign sign, const float *restrict x, size_t n_blocks,
+                                     uint8_t *restrict codes, float *restrict scales)
+{
+    float inverses[MAX_BLOCKS];
+
+    for (size_t b = 0; b < n_blocks; b++) {
+        uint32_t scale_bits = 0;
+        const uint32_t largest = largest_of_block(sign, x + b * BLOCK, &scale_bits);
+        const bool live = largest >= LEAST_NORMAL_BITS && largest < INFINITY_BITS;
+        const uint32_t dead = largest < LEAST_NORMAL_BITS ? 0u : NAN_BITS;
+
+        scales[b] = float_of(live ? scale_bits : dead);
+        inverses[b] = live ? 1.0f / scales[b] : 0.0f;
+    }
+    for (size_t b = 0; b < n_blocks; b++, x += BLOCK, codes += BLOCK / 2) {
+        if (inverses[b] != 0.0f)
+            encode_whole_block(sign, x, inverses[b], codes);
+        else
+            memset(codes, 0, BLOCK / 2);
+    }
+}
+
+/* Returns how many elements that were. */
+OPTIM_INLINE size_t encode_whole_blocks(enum codec_sign sign, const float *x, size_t n,
+                                        uint8_t *codes, float *scales)
+{
+    size_t at = 0;
+
+    while (n - at >= BLOCK) {
+        const size_t whole = (n - at) / BLOCK;
+        const size_t n_blocks = whole < MAX_BLOCKS ? whole : MAX_BLOCKS;
+
+        encode_some_blocks(sign, x + at, n_blocks, codes + at / 2, scales + at / BLOCK);
+        at += n_blocks * BLOCK;
+    }
+    return at;
+}
+#else
+OPTIM_INLINE size_t encode_whole_blocks(enum codec_sign sign, const float *x, size_t n,
+                                        uint8_t *codes, float *scales)
 {
     size_t at = 0;
 
     for (; n - at >= BLOCK; at += BLOCK)
         encode_block(sign, x + at, BLOCK, codes + at / 2, scales + at / BLOCK);
+    return at;
+}
+#endif
+
+OPTIM_INLINE void encode_all(enum codec_sign sign, const float *x, size_t n, uint8_t *codes,
+                             float *scales)
+{
+    const size_t at = encode_whole_blocks(sign, x, n, codes, scales);
+
     if (at < n)
         encode_block(sign, x + at, n - at, codes + at / 2, scales + at / BLOCK);
 }

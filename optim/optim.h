@@ -293,7 +293,7 @@ void optim_step_begin(const struct optim_setup *setup, double lr, double share, 
  * cache; states in fp32 are updated in place.  No copy of a tensor is made.  On a cuda device the
  * work is issued to its queue of computations, and gives the same bytes.
  */
-enum { OPTIM_PIECE = 1024 };
+enum { OPTIM_PIECE = 512 };
 
 struct optim_refs {
     struct slot_ref grad;

@@ -8,7 +8,7 @@
  * where the code changes.
  */
 
-enum { MAX_BLOCK = 256 };
+enum { MAX_N = 1024, EXTENT = 256, MAX_SCALES = MAX_N / 32 };
 
 struct format {
     const char *name;
@@ -104,6 +104,21 @@ static int code_of_int4(const struct format *f, float value, float scale)
     return nearest;
 }
 
+static int code_of_int8(const struct format *f, float value, float scale)
+{
+    if (scale == 0.0f || isnan(scale))
+        return 0;
+    const float inverse = 1.0f / scale;
+    const float x = value * inverse;
+
+    if (f->sign == CODEC_SIGNED)
+        return (int)nearbyintf(x * 254.0f / (1.0f + fabsf(x))) & 255;
+    if (!(value > 0.0f))
+        return 0;
+    const int code = (int)nearbyintf(sqrtf(x) * 255.0f);
+    return code < 1 ? 1 : code;
+}
+
 /* The value of an e4m3fn code without its sign. */
 static double e4m3(int code)
 {
@@ -192,6 +207,11 @@ static float scale_of_int4(const struct format *f, const float *x, size_t n)
     return fabsf(scale) < 0x1p-126f ? 0.0f : scale;
 }
 
+static float scale_of_int8(const struct format *f, const float *x, size_t n)
+{
+    return fabsf(scale_of_int4(f, x, n));
+}
+
 static struct format formats[] = {
     {"bnb8", CODEC_SIGNED, largest_number, code_of_bnb8, false},
     {"bnb8", CODEC_UNSIGNED, largest_number, code_of_bnb8, false},
@@ -203,6 +223,8 @@ static struct format formats[] = {
     {"lpmm4", CODEC_UNSIGNED, largest_number, code_of_lpmm4, false},
     {"int4", CODEC_SIGNED, scale_of_int4, code_of_int4, false},
     {"int4", CODEC_UNSIGNED, scale_of_int4, code_of_int4, false},
+    {"int8", CODEC_SIGNED, scale_of_int8, code_of_int8, false},
+    {"int8", CODEC_UNSIGNED, scale_of_int8, code_of_int8, false},
     {"fp8", CODEC_SIGNED, scale_of_fp8, code_of_fp8, false},
     {"fp8", CODEC_UNSIGNED, scale_of_fp8, code_of_fp8, false},
 };
@@ -239,29 +261,41 @@ static int code_in(const struct format *f, const uint8_t *codes, size_t i)
     return codes[i / 2] >> ((i % 2 == 1) != f->first_high ? 4 : 0) & 15;
 }
 
-/* One block, in all forms of the encoder. */
-static void check_block(const struct format *f, const float *x, size_t n)
+/* In all forms of the encoder. */
+static void check_extent(const struct format *f, const float *x, size_t n)
 {
-    const float want_scale = f->scale_of(f, x, n);
-    int want[MAX_BLOCK];
+    const size_t block = (size_t)f->codec->block;
+    float want_scales[MAX_SCALES];
+    int want[MAX_N];
 
-    for (size_t i = 0; i < n; i++)
-        want[i] = f->code_of(f, x[i], want_scale);
+    for (size_t i = 0; i < n; i++) {
+        if (i % block == 0)
+            want_scales[i / block] = f->scale_of(f, x + i, n - i < block ? n - i : block);
+        want[i] = f->code_of(f, x[i], want_scales[i / block]);
+    }
     for (enum isa isa = ISA_SCALAR; isa <= isa_best(); isa++) {
-        _Alignas(64) uint8_t codes[MAX_BLOCK] = {0};
-        float scale = -1.0f;
+        _Alignas(64) uint8_t codes[MAX_N] = {0};
+        float scales[MAX_SCALES] = {0};
 
-        codec_encode_for(f->codec, f->sign, isa)(x, n, codes, &scale);
-        if (bits_of(scale) != bits_of(want_scale))
-            cr_assert_fail("%s %d %s: scale %a, expected %a", f->name, f->sign, isa_name(isa),
-                           (double)scale, (double)want_scale);
+        codec_encode_for(f->codec, f->sign, isa)(x, n, codes, scales);
         for (size_t i = 0; i < n; i++) {
+            const size_t b = i / block;
+
+            if (bits_of(scales[b]) != bits_of(want_scales[b]))
+                cr_assert_fail("%s %d %s: scale %a, expected %a", f->name, f->sign, isa_name(isa),
+                               (double)scales[b], (double)want_scales[b]);
             if (code_in(f, codes, i) != want[i])
                 cr_assert_fail("%s %d %s: %a of %a has code %d, expected %d", f->name, f->sign,
-                               isa_name(isa), (double)x[i], (double)scale, code_in(f, codes, i),
+                               isa_name(isa), (double)x[i], (double)scales[b], code_in(f, codes, i),
                                want[i]);
         }
     }
+}
+
+/* The largest element of a block with scale 1. */
+static float largest_of_one(const struct format *f)
+{
+    return strcmp(f->name, "fp8") == 0 ? 448.0f : 1.0f;
 }
 
 /* Magnitudes up to 1 stand beside a 1, so that the scale is 1 and they are what is searched. */
@@ -269,23 +303,24 @@ static void check_range(const struct format *f, uint64_t begin, uint64_t end, ui
                         bool beside_one)
 {
     const size_t block = (size_t)f->codec->block;
-    float x[MAX_BLOCK];
+    float x[EXTENT];
 
     for (uint64_t bits = begin; bits < end;) {
         size_t n = 0;
 
-        if (beside_one)
-            x[n++] = strcmp(f->name, "fp8") == 0 ? 448.0f : 1.0f;
-        for (; n < block && bits < end; bits += stride)
+        for (; n < EXTENT && bits < end; bits += stride) {
+            if (beside_one && n % block == 0)
+                x[n++] = largest_of_one(f);
             x[n++] = float_of((uint32_t)bits);
-        check_block(f, x, n);
+        }
+        check_extent(f, x, n);
     }
 }
 
 static void check_all_floats(int format)
 {
     struct format *f = &formats[format];
-    const uint64_t one = strcmp(f->name, "fp8") == 0 ? bits_of(448.0f) : 0x3f800000;
+    const uint64_t one = bits_of(largest_of_one(f));
     const uint64_t stride = sweep_stride();
 
     prepare(f);
@@ -309,23 +344,49 @@ ParameterizedTest(const int *format, codec_search, finds_the_code_of_every_float
     check_all_floats(*format);
 }
 
-/* Around a place where the code changes, at some scales: itself and its neighbours on both sides. */
-static void check_around(const struct format *f, float x)
+/*
+ * Around a place where the code changes: itself and its neighbours on both sides, in blocks with
+ * these scales, of one sign or of both.
+ */
+static void check_neighbours(const struct format *f, float place, const float *scales, bool both)
 {
-    static const float scales[] = {1.0f, 0x1p-100f, 3.0f, 0.0123f, 1e-9f};
+    const size_t block = (size_t)f->codec->block;
+    float x[MAX_N];
 
-    for (int s = 0; s < 5; s++) {
-        float block[12] = {scales[s] * (strcmp(f->name, "fp8") == 0 ? 448.0f : 1.0f)};
+    for (size_t i = 0; i < MAX_N; i++) {
+        const uint32_t bits = bits_of(place) + (uint32_t)(i % 31) - 15;
+        const float lead = largest_of_one(f) * scales[i / block % 4];
+        const float near = float_of(bits) * fabsf(scales[i / block % 4]);
 
-        for (int i = 0; i < 5; i++) {
-            const uint32_t bits = bits_of(x) + (uint32_t)(i - 2);
+        x[i] = i % block == 0 ? lead : both && i / 8 % 2 == 1 ? -near : near;
+    }
+    check_extent(f, x, MAX_N);
+    for (size_t at = 0; at < MAX_N; at += block)
+        check_extent(f, x + at, 11);
+}
 
-            block[1 + i] = float_of(bits) * scales[s];
-            block[6 + i] = -float_of(bits) * scales[s];
-        }
-        check_block(f, block, 11);
-        block[0] = -block[0];
-        check_block(f, block, 11);
+static void check_around(const struct format *f, float place)
+{
+    static const float scales[3][4] = {
+        {1.0f, 3.0f, 0.0123f, 1e-9f},
+        {0x1p-100f, 0x1.fffffep99f, 0x1.8p-60f, 7e20f},
+        {-3.0f, 0x1p110f, 0x1.5p-110f, -0x1.7p126f},
+    };
+
+    for (int i = 0; i < 3; i++) {
+        check_neighbours(f, place, scales[i], true);
+        check_neighbours(f, place, scales[i], false);
+    }
+}
+
+/* Halves between the codes of int8, where they lie among values. */
+static void check_around_halves(const struct format *f)
+{
+    for (int k = 0; k < (f->sign == CODEC_SIGNED ? 127 : 255); k++) {
+        const double half = k + 0.5;
+
+        check_around(
+            f, (float)(f->sign == CODEC_SIGNED ? half / (254.0 - half) : half * half / 65025.0));
     }
 }
 
@@ -348,6 +409,8 @@ Test(codec_search, finds_the_codes_on_both_sides_of_every_value_and_midpoint)
                 check_around(f, (sorted[k] + sorted[k + 1]) * 0.5f);
         }
         check_around(f, -0.0f);
+        if (strcmp(f->name, "int8") == 0)
+            check_around_halves(f);
     }
 }
 
@@ -360,11 +423,12 @@ Test(codec_search, encodes_blocks_of_what_is_not_a_number_of_zeros_and_of_subnor
     for (int i = 0; i < N_FORMATS; i++) {
         prepare(&formats[i]);
         for (int pair = 0; pair < 144; pair++) {
-            float x[100];
+            float x[EXTENT];
 
-            for (int k = 0; k < 100; k++)
+            for (int k = 0; k < EXTENT; k++)
                 x[k] = float_of(kinds[k % 7 == 3 ? pair % 12 : pair / 12]);
-            check_block(&formats[i], x, 100);
+            check_extent(&formats[i], x, 100);
+            check_extent(&formats[i], x, EXTENT);
         }
     }
 }

@@ -88,7 +88,10 @@ OPTIM_INLINE void encode_block(enum codec_sign sign, const float *restrict x, si
  */
 #define MIDDLE(below, above) (((below) + (above)) * 0.5f)
 
-enum { QUARTER_BITS = 21, FIRST_QUARTER = 0x3c000000 >> QUARTER_BITS, MAX_BLOCKS = 8 };
+enum { QUARTER_BITS = 21, FIRST_QUARTER = 0x3b800000 >> QUARTER_BITS, MAX_BLOCKS = 8 };
+
+/* For _mm512_range_ps: without its sign. */
+enum { LESSER_MAGNITUDE = 0x0a };
 
 static const float NEXT_FROM[32] = {
     [4] = MIDDLE(0.0055f, 0.0325f),  [11] = MIDDLE(0.0325f, 0.0775f),
@@ -111,12 +114,12 @@ struct steps {
     __m512i low, high;
 };
 
+/* Those with the index `first` to first + 15. */
 OPTIM_INLINE __m512i steps_from(int first)
 {
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i index = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
-    const __mmask16 below = _mm512_cmpge_epi32_mask(index, _mm512_set1_epi32(28));
-    const __m512i from_first = _mm512_mask_sub_epi32(index, below, index, _mm512_set1_epi32(32));
+    const __m512i from_first = _mm512_and_si512(
+        _mm512_add_epi32(lane, _mm512_set1_epi32(first - FIRST_QUARTER)), _mm512_set1_epi32(31));
     const __m512i quarter = _mm512_add_epi32(from_first, _mm512_set1_epi32(FIRST_QUARTER - 1));
     const __m512i number = _mm512_sub_epi32(_mm512_loadu_si512(NUMBER + first), quarter);
     const __m512i next = _mm512_and_si512(_mm512_loadu_si512(NEXT_FROM + first),
@@ -127,9 +130,8 @@ OPTIM_INLINE __m512i steps_from(int first)
 
 OPTIM_INLINE __m512i signed_codes_16(__m512 x, __m512 inverse, struct steps steps)
 {
-    const int lesser_magnitude = 0x0a;
     const __m512 share = _mm512_mul_ps(x, inverse);
-    const __m512 size = _mm512_range_ps(share, _mm512_set1_ps(0x1.fffffep-1f), lesser_magnitude);
+    const __m512 size = _mm512_range_ps(share, _mm512_set1_ps(0x1.fffffep-1f), LESSER_MAGNITUDE);
     const __mmask16 some =
         _mm512_cmp_ps_mask(size, _mm512_set1_ps(MIDDLE(0.0f, 0.0055f)), _CMP_GE_OQ);
     const __m512i bits = _mm512_castps_si512(_mm512_max_ps(size, _mm512_set1_ps(0x1p-8f)));

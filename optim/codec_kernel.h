@@ -113,6 +113,20 @@ OPTIM_INLINE void widen_nibbles(enum nibble_order order, const uint8_t *restrict
         words[i] = (uint32_t)bytes[i / 2] >> first & 15u;
 }
 
+/* words[i] = table[words[i]].  The compiler would take every index out of its vector. */
+OPTIM_INLINE void look_up(const void *restrict table, uint32_t *restrict words, size_t n)
+{
+    size_t i = 0;
+
+#if defined(__AVX512BW__)
+    for (; i + 16 <= n; i += 16)
+        _mm512_storeu_si512(words + i,
+                            _mm512_i32gather_epi32(_mm512_loadu_si512(words + i), table, 4));
+#endif
+    for (; i < n; i++)
+        memcpy(&words[i], (const uint32_t *)table + words[i], sizeof words[i]);
+}
+
 /* x[i] = values[words[i]] * scale: from registers where they can hold 16 values. */
 OPTIM_INLINE void look_up_16(const float *restrict values, const uint32_t *restrict words, size_t n,
                              float scale, float *restrict x)

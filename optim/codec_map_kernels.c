@@ -58,9 +58,16 @@ OPTIM_INLINE void find_codes(struct map_form form, const struct map_steps *restr
         .cell = steps->cell,
         .keeps_sign = form.kind == MAP_BNB8 && form.sign == CODEC_SIGNED,
     };
+    uint32_t shares[MAX_BLOCK];
+    uint32_t entries[MAX_BLOCK];
 
+    for (size_t i = 0; i < n; i++) {
+        shares[i] = bits_of(x[i] / scale);
+        entries[i] = map_index(search, shares[i]);
+    }
+    look_up(steps->cell, entries, n);
     for (size_t i = 0; i < n; i++)
-        codes[i] = map_code(search, x[i], scale);
+        codes[i] = map_code_in(search, shares[i], entries[i], x[i]);
 }
 
 OPTIM_INLINE void encode_blocks(struct map_form form, const float *restrict x, size_t n,
@@ -93,8 +100,10 @@ OPTIM_INLINE void decode_blocks(struct map_form form, const uint8_t *restrict co
         const float scale = scales[at / form.block];
 
         if (form.bits == 8) {
+            widen(codes + at, count, words);
+            look_up(values, words, count);
             for (size_t i = 0; i < count; i++)
-                x[at + i] = values[codes[at + i]] * scale;
+                x[at + i] = float_of(words[i]) * scale;
         } else {
             widen_nibbles(form.order, codes + at / 2, count, words);
             look_up_16(values, words, count, scale, x + at);

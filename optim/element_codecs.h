@@ -161,18 +161,39 @@ struct map_search {
     bool keeps_sign;
 };
 
-OPTIM_ELEMENT uint32_t map_code(struct map_search map, float x, float scale)
+/* The bits of a magnitude's place in the table. */
+OPTIM_ELEMENT uint32_t map_place(struct map_search map, uint32_t share_bits)
 {
-    const uint32_t bits = bits_of(x / scale);
-    const uint32_t magnitude = bits & 0x7fffffffu;
-    const uint32_t above = max_bits(magnitude, map.least);
-    const uint32_t place = above < 0x3f800000u ? above : 0x3f800000u;
-    const uint32_t negative = 0u - (bits >> 31);
-    const uint32_t entry = map.cell[((place - map.least) >> map.shift) + (map.cells & negative)];
-    const uint32_t further = (place & ((1u << map.shift) - 1u)) >= (entry & 0xffffffu) ? 1u : 0u;
+    const uint32_t above = max_bits(share_bits & 0x7fffffffu, map.least);
+
+    return above < 0x3f800000u ? above : 0x3f800000u;
+}
+
+OPTIM_ELEMENT uint32_t map_index(struct map_search map, uint32_t share_bits)
+{
+    const uint32_t negative = 0u - (share_bits >> 31);
+
+    return ((map_place(map, share_bits) - map.least) >> map.shift) + (map.cells & negative);
+}
+
+/* `entry`: that of map_index. */
+OPTIM_ELEMENT uint32_t map_code_in(struct map_search map, uint32_t share_bits, uint32_t entry,
+                                   float x)
+{
+    const uint32_t within = map_place(map, share_bits) & ((1u << map.shift) - 1u);
+    const uint32_t negative = 0u - (share_bits >> 31);
+    const uint32_t further = within >= (entry & 0xffffffu) ? 1u : 0u;
     const uint32_t code = (entry >> 24) + ((further ^ negative) - negative);
 
-    return magnitude > INFINITY_BITS ? map_code_of_nan(map.keeps_sign, bits_of(x)) : code;
+    return (share_bits & 0x7fffffffu) > INFINITY_BITS ? map_code_of_nan(map.keeps_sign, bits_of(x))
+                                                      : code;
+}
+
+OPTIM_ELEMENT uint32_t map_code(struct map_search map, float x, float scale)
+{
+    const uint32_t share_bits = bits_of(x / scale);
+
+    return map_code_in(map, share_bits, map.cell[map_index(map, share_bits)], x);
 }
 
 /* ---- master weights ---- */

@@ -55,8 +55,9 @@ static void update_tile(void *work_arg, size_t index, int thread)
     (void)thread;
     for (size_t at = 0; at < n; at += length) {
         const size_t part = n - at < length ? n - at : length;
-        struct optim_extent extent = tile_decode(buffers, tile, at, part, &piece);
+        struct optim_extent extent;
 
+        tile_decode(buffers, tile, at, part, &piece, &extent);
         extent.grad_scale = work->step->grad_scale;
         apply(work, tile, at, &extent);
         tile_encode(buffers, tile, at, part, key, &piece);

@@ -56,9 +56,9 @@ static void sum_tile(void *job_arg, size_t index, int thread)
     tile_vectors(buffers, tile->tensor, vectors);
     for (size_t at = 0; at < (size_t)tile->n; at += OPTIM_PIECE) {
         const size_t left = (size_t)tile->n - at;
-        struct optim_extent extent =
-            tile_decode(buffers, tile, at, left < OPTIM_PIECE ? left : OPTIM_PIECE, &piece);
+        struct optim_extent extent;
 
+        tile_decode(buffers, tile, at, left < OPTIM_PIECE ? left : OPTIM_PIECE, &piece, &extent);
         extent.grad_scale = job->work->step->grad_scale;
         optim_stats_accumulate(tensor->stats, &step, job->pass, &extent, tile->begin + (int64_t)at,
                                (const float *const *)vectors,

@@ -112,17 +112,17 @@ static char *low_of(const struct tile_buffers *buffers, const struct tile *tile,
     return buffers->master + ((size_t)tile->at + at) * (size_t)buffers->setup->master->bits / 8;
 }
 
-struct optim_extent tile_decode(const struct tile_buffers *buffers, const struct tile *tile,
-                                size_t at, size_t n, struct tile_piece *piece)
+void tile_decode(const struct tile_buffers *buffers, const struct tile *tile, size_t at, size_t n,
+                 struct tile_piece *piece, struct optim_extent *extent_out)
 {
     const struct optim_tensor *tensor = &buffers->setup->tensors[tile->tensor];
     const struct optim_rule *rule = tensor->rule;
     const struct master_codec *master = buffers->setup->master;
     bf16_t *param = buffers->param == NULL ? NULL : buffers->param + (size_t)tile->at + at;
-    struct optim_extent extent = {.n = n, .grad = piece->grad, .decay = tensor->decay};
 
+    *extent_out = (struct optim_extent){.n = n, .grad = piece->grad, .decay = tensor->decay};
     if (buffers->grad_bf16 == NULL) {
-        extent.grad = buffers->grad + (size_t)tile->grad_at + at;
+        extent_out->grad = buffers->grad + (size_t)tile->grad_at + at;
     } else {
         for (size_t i = 0; i < n; i++)
             piece->grad[i] = bf16_to_f32(buffers->grad_bf16[(size_t)tile->grad_at + at + i]);
@@ -131,21 +131,20 @@ struct optim_extent tile_decode(const struct tile_buffers *buffers, const struct
         const struct optim_codec *codec = tensor->codecs[k];
 
         if (codec->bits == 32) {
-            extent.states[k] = codes_of(buffers, tile, k, at);
+            extent_out->states[k] = codes_of(buffers, tile, k, at);
             continue;
         }
-        extent.states[k] = piece->states[k];
+        extent_out->states[k] = piece->states[k];
         codec->decode[rule->state_unsigned[k]](
             codes_of(buffers, tile, k, at), scales_of(buffers, tile, k, at), n, piece->states[k]);
     }
     if (master->bits == 32) {
-        extent.master = (float *)(void *)low_of(buffers, tile, at);
-        extent.param = param;
+        extent_out->master = (float *)(void *)low_of(buffers, tile, at);
+        extent_out->param = param;
     } else {
-        extent.master = piece->master;
+        extent_out->master = piece->master;
         master->decode(param, low_of(buffers, tile, at), n, piece->master);
     }
-    return extent;
 }
 
 void tile_encode(const struct tile_buffers *buffers, const struct tile *tile, size_t at, size_t n,

@@ -64,9 +64,12 @@ void tile_buffers_init(struct tile_buffers *buffers, const struct plan *plan,
 /* Nothing of the tensor needs a copy in fp32: a piece may be as long as a tile. */
 bool tile_in_place(const struct tile_buffers *buffers, const struct tile *tile);
 
-/* Elements [at, at + n) of a tile as a rule sees them, decoded into `piece` where needed. */
-struct optim_extent tile_decode(const struct tile_buffers *buffers, const struct tile *tile,
-                                size_t at, size_t n, struct tile_piece *piece);
+/*
+ * Elements [at, at + n) of a tile as a rule sees them, decoded into `piece` where needed.  (Returned by
+ * value, the extent would be copied as soon as written, which waits for all that was decoded.)
+ */
+void tile_decode(const struct tile_buffers *buffers, const struct tile *tile, size_t at, size_t n,
+                 struct tile_piece *piece, struct optim_extent *extent_out);
 
 /* Put back what tile_decode decoded; `key` is for stochastic rounding. */
 void tile_encode(const struct tile_buffers *buffers, const struct tile *tile, size_t at, size_t n,

@@ -72,7 +72,7 @@ OPTIM_INLINE void update_run(const struct optim_scalars *scalars, const struct o
         exp_avg[i] = one_nan(m);
         master[i] = p;
         if (with_param)
-            param[i] = bf16_from_f32(p);
+            param[i] = bf16_of_one_nan(p);
     }
 }
 

@@ -99,6 +99,6 @@ OPTIM_INLINE void move_weights(const struct optim_extent *tile, size_t at, size_
 
         master[i] = p;
         if (with_param)
-            param[i] = bf16_from_f32(p);
+            param[i] = bf16_of_one_nan(p);
     }
 }

@@ -110,3 +110,54 @@ static inline void fill_corners(struct buffers *b, uint64_t seed)
             b->states[k][i] = corner_value(seed, 5 * i + 2 + k);
     }
 }
+
+/* The bytes of the scalar form, on extents of many lengths and places; NaN and infinities too. */
+static inline void check_form(const struct optim_rule *rule, const struct optim_hyper *hyper,
+                              const char *isa)
+{
+    static struct buffers got;
+    static struct buffers want;
+    optim_kernel_fn *kernel = optim_kernel_for(rule, isa);
+
+    if (kernel == NULL)
+        cr_skip_test("this CPU has no %s", isa);
+    for (uint64_t round = 0; round < 300; round++) {
+        const struct optim_scalars scalars = rule->scalars(hyper, (int64_t)round + 1);
+        const size_t begin = round % 19;
+        const size_t n = round < 100 ? round : N - begin - round % 7;
+        struct optim_extent got_extent = extent_at(&got, begin, n);
+        struct optim_extent want_extent = extent_at(&want, begin, n);
+
+        (round % 3 == 0 ? fill_ordinary : fill_corners)(&got, round);
+        want = got;
+        got_extent.decay = want_extent.decay = round % 4 != 0;
+        if (round % 5 == 0)
+            got_extent.param = want_extent.param = NULL;
+        kernel(&scalars, &got_extent);
+        rule->kernel_scalar(&scalars, &want_extent);
+        cr_assert_arr_eq(&got, &want, sizeof got, "%s: %zu elements from %zu on", rule->name, n,
+                         begin);
+    }
+}
+
+/* The bytes of the whole extent, from pieces of many lengths. */
+static inline void check_cuts(const struct optim_rule *rule, const struct optim_hyper *hyper)
+{
+    static struct buffers whole;
+    static struct buffers cut;
+    const struct optim_scalars scalars = rule->scalars(hyper, 12);
+    const struct optim_extent all = extent_at(&whole, 0, N);
+
+    fill_ordinary(&whole, 3);
+    rule->kernel(&scalars, &all);
+    for (size_t piece = 1; piece < 70; piece += 3) {
+        fill_ordinary(&cut, 3);
+        for (size_t begin = 0; begin < N; begin += piece) {
+            const size_t rest = N - begin;
+            const struct optim_extent part = extent_at(&cut, begin, rest < piece ? rest : piece);
+
+            rule->kernel(&scalars, &part);
+        }
+        cr_assert_arr_eq(&cut, &whole, sizeof cut, "%s, pieces of %zu", rule->name, piece);
+    }
+}

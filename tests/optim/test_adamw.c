@@ -72,60 +72,19 @@ Test(adamw, scalar_kernel_follows_the_order_written_in_the_header)
     }
 }
 
-static void check_form(const char *isa)
-{
-    static struct buffers got;
-    static struct buffers want;
-    optim_kernel_fn *kernel = optim_kernel_for(adamw, isa);
-
-    if (kernel == NULL)
-        cr_skip_test("this CPU has no %s", isa);
-    for (uint64_t round = 0; round < 300; round++) {
-        const struct optim_scalars scalars = adamw->scalars(&ordinary, (int64_t)round + 1);
-        const size_t begin = round % 19;
-        const size_t n = round < 100 ? round : N - begin - round % 7;
-        struct optim_extent got_extent = extent_at(&got, begin, n);
-        struct optim_extent want_extent = extent_at(&want, begin, n);
-
-        (round % 2 == 0 ? fill_corners : fill_ordinary)(&got, round);
-        want = got;
-        if (round % 5 == 0)
-            got_extent.param = want_extent.param = NULL;
-        kernel(&scalars, &got_extent);
-        adamw->kernel_scalar(&scalars, &want_extent);
-        cr_assert_arr_eq(&got, &want, sizeof got, "%zu elements from %zu on", n, begin);
-    }
-}
-
 Test(adamw, avx2_gives_the_bytes_of_the_scalar_form_on_all_inputs)
 {
-    check_form("avx2");
+    check_form(adamw, &ordinary, "avx2");
 }
 
 Test(adamw, avx512_gives_the_bytes_of_the_scalar_form_on_all_inputs)
 {
-    check_form("avx512");
+    check_form(adamw, &ordinary, "avx512");
 }
 
 Test(adamw, bytes_do_not_depend_on_how_the_extent_is_cut)
 {
-    static struct buffers whole;
-    static struct buffers cut;
-    const struct optim_scalars scalars = adamw->scalars(&ordinary, 12);
-
-    fill_ordinary(&whole, 3);
-    const struct optim_extent all = extent_at(&whole, 0, N);
-    adamw->kernel(&scalars, &all);
-    for (size_t piece = 1; piece < 70; piece++) {
-        fill_ordinary(&cut, 3);
-        for (size_t begin = 0; begin < N; begin += piece) {
-            const size_t rest = N - begin;
-            const struct optim_extent part = extent_at(&cut, begin, rest < piece ? rest : piece);
-
-            adamw->kernel(&scalars, &part);
-        }
-        cr_assert_arr_eq(&cut, &whole, sizeof cut, "pieces of %zu", piece);
-    }
+    check_cuts(adamw, &ordinary);
 }
 
 Test(adamw, zero_gradient_and_state_move_the_weight_by_decay_alone)

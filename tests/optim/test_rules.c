@@ -272,72 +272,30 @@ Test(rules, scalar_kernels_follow_the_order_written_at_the_top_of_their_files)
     }
 }
 
-static void check_form(const char *isa)
-{
-    static struct buffers got;
-    static struct buffers want;
-
-    for (int k = 0; k < N_CASES; k++) {
-        const struct optim_rule *rule = find_rule(CASES[k].name);
-        const struct optim_hyper hyper = hyper_of(k);
-        optim_kernel_fn *kernel = optim_kernel_for(rule, isa);
-
-        if (kernel == NULL)
-            cr_skip_test("this CPU has no %s", isa);
-        for (uint64_t round = 0; round < 150; round++) {
-            const struct optim_scalars scalars = rule->scalars(&hyper, (int64_t)round + 1);
-            const size_t begin = round % 19;
-            const size_t n = round < 70 ? round : N - begin - round % 7;
-            struct optim_extent got_extent = extent_at(&got, begin, n);
-            struct optim_extent want_extent = extent_at(&want, begin, n);
-
-            (round % 3 == 0 ? fill_ordinary : fill_corners)(&got, round);
-            want = got;
-            got_extent.decay = want_extent.decay = round % 4 != 0;
-            if (round % 5 == 0)
-                got_extent.param = want_extent.param = NULL;
-            kernel(&scalars, &got_extent);
-            rule->kernel_scalar(&scalars, &want_extent);
-            cr_assert_arr_eq(&got, &want, sizeof got, "%s: %zu elements from %zu on", rule->name, n,
-                             begin);
-        }
-    }
-}
-
 Test(rules, avx2_gives_the_bytes_of_the_scalar_form_on_all_inputs)
 {
-    check_form("avx2");
+    for (int k = 0; k < N_CASES; k++) {
+        const struct optim_hyper hyper = hyper_of(k);
+
+        check_form(find_rule(CASES[k].name), &hyper, "avx2");
+    }
 }
 
 Test(rules, avx512_gives_the_bytes_of_the_scalar_form_on_all_inputs)
 {
-    check_form("avx512");
+    for (int k = 0; k < N_CASES; k++) {
+        const struct optim_hyper hyper = hyper_of(k);
+
+        check_form(find_rule(CASES[k].name), &hyper, "avx512");
+    }
 }
 
 Test(rules, bytes_do_not_depend_on_how_the_extent_is_cut)
 {
-    static struct buffers whole;
-    static struct buffers cut;
-
     for (int k = 0; k < N_CASES; k++) {
-        const struct optim_rule *rule = find_rule(CASES[k].name);
         const struct optim_hyper hyper = hyper_of(k);
-        const struct optim_scalars scalars = rule->scalars(&hyper, 12);
-        const struct optim_extent all = extent_at(&whole, 0, N);
 
-        fill_ordinary(&whole, 3);
-        rule->kernel(&scalars, &all);
-        for (size_t piece = 1; piece < 70; piece += 3) {
-            fill_ordinary(&cut, 3);
-            for (size_t begin = 0; begin < N; begin += piece) {
-                const size_t rest = N - begin;
-                const struct optim_extent part =
-                    extent_at(&cut, begin, rest < piece ? rest : piece);
-
-                rule->kernel(&scalars, &part);
-            }
-            cr_assert_arr_eq(&cut, &whole, sizeof cut, "%s, pieces of %zu", rule->name, piece);
-        }
+        check_cuts(find_rule(CASES[k].name), &hyper);
     }
 }
 

@@ -75,30 +75,6 @@ static inline void leave_row(struct leaving *l)
 
 /* ---- the inner loop ---- */
 
-/* The intrinsics of gcc 12 do not say what memory they read and write. */
-static inline void memory_barrier(const void *p)
-{
-    __asm__ volatile("" : : "r"(p) : "memory");
-}
-
-struct tile_config {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-};
-
-static void configure_tiles(void)
-{
-    struct tile_config config = {.palette = 1};
-
-    for (int i = 0; i < 8; i++) {
-        config.row_bytes[i] = 64;
-        config.rows[i] = TILE;
-    }
-    memory_barrier(&config);
-    _tile_loadconfig(&config);
-}
-
 /*
  * What the vector units do while the tiles multiply a block: rows of the block before leave, the next
  * strip of A is packed, the one after it fetched, and the sums to go on with come nearer.
@@ -146,7 +122,7 @@ struct strip {
 static void multiply_block(int64_t steps, struct strip a, const char *b, const char *in, char *out,
                            struct meanwhile *m)
 {
-    memory_barrier(out);
+    tiles_barrier();
     if (in == NULL) {
         _tile_zero(0);
         _tile_zero(1);
@@ -173,7 +149,7 @@ static void multiply_block(int64_t steps, struct strip a, const char *b, const c
     _tile_stored(1, out + TILE_BYTES, 64);
     _tile_stored(2, out + 2 * TILE_BYTES, 64);
     _tile_stored(3, out + 3 * TILE_BYTES, 64);
-    memory_barrier(out);
+    tiles_barrier();
     finish_meanwhile(m);
 }
 
@@ -377,7 +353,7 @@ void amx_product(const struct matmul_shape *s, const struct matmul_data *data, v
 {
     const int64_t k_part = part_of(s);
 
-    configure_tiles();
+    tiles_begin();
     for (int64_t k0 = 0; k0 < s->k; k0 += k_part) {
         const int64_t k = min(k_part, s->k - k0);
         const struct part part = {.s = s,
@@ -392,7 +368,7 @@ void amx_product(const struct matmul_shape *s, const struct matmul_data *data, v
                                   .is_last = k0 + k == s->k};
         multiply_part(&part);
     }
-    _tile_release();
+    tiles_end();
     _mm_sfence(); /* other threads may see what passed the caches */
 }
 

@@ -1,9 +1,7 @@
 #pragma once
 
+#include "models/ops/cpu/tiles.h"
 #include "runtime/base/dtype.h"
-
-#include <immintrin.h>
-#include <stdint.h>
 
 /*
  * How operands of amx.c lie in memory, and their packing; for amx.c only, which is compiled for the
@@ -14,10 +12,8 @@
  * 16 pairs of k x 16 columns, the pair's two numbers side by side (SDM, TDPBF16PS).
  */
 enum {
-    TILE = 16,
-    STEP = 32,         /* k per step */
-    BLOCK = 2 * TILE,  /* rows and columns per block */
-    TILE_BYTES = 1024, /* 16 rows of 64 bytes, of either type */
+    STEP = 32,        /* k per step */
+    BLOCK = 2 * TILE, /* rows and columns per block */
     STEP_BYTES = 2 * TILE_BYTES,
     BLOCK_BYTES = 4 * TILE_BYTES,
 };
@@ -38,40 +34,6 @@ static inline int64_t blocks_of(int64_t n, int64_t by)
  * `count` of the rows or columns exist and `k` of the step's numbers; the others become zero.
  */
 typedef void pack_fn(const bf16_t *src, int64_t ld, int64_t count, int64_t k, char *dst);
-
-/* The first n of 32. */
-static inline __mmask32 first(int64_t n)
-{
-    return n >= 32 ? 0xffffffffu : n <= 0 ? 0 : (1u << n) - 1u;
-}
-
-static inline void transpose16(__m512i r[16])
-{
-    __m512i t[16];
-
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int j = 0; j < 4; j++) {
-        t[j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88);
-        t[4 + j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
-        t[8 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
-        t[12 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
-    }
-    for (int j = 0; j < 4; j++) {
-        r[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88);
-        r[4 + j] = _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0x88);
-        r[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd);
-        r[12 + j] = _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0xdd);
-    }
-}
 
 /* A, contiguous in k. */
 static void pack_rows(const bf16_t *src, int64_t ld, int64_t count, int64_t k, char *dst)

@@ -110,9 +110,8 @@ static void weigh_block(const struct forward_scratch *w, int64_t block, float sc
     weigh(w->scores + block * UNIT_FLOATS, true, scale, &st, w->weights + block * SPLIT_BYTES);
     for (int half = 0; half < 2; half++) {
         const __m512 log = (__m512)log16((f32x16)st.sum[half]);
-        _mm512_storeu_ps(lse + half * TILE_ROWS, _mm512_add_ps(st.max[half], log));
-        _mm512_storeu_ps(inverse + half * TILE_ROWS,
-                         _mm512_div_ps(_mm512_set1_ps(1.0f), st.sum[half]));
+        _mm512_storeu_ps(lse + half * TILE, _mm512_add_ps(st.max[half], log));
+        _mm512_storeu_ps(inverse + half * TILE, _mm512_div_ps(_mm512_set1_ps(1.0f), st.sum[half]));
     }
 }
 

@@ -145,8 +145,8 @@ OP_INLINE void differentiate(const struct backward_scratch *w, int64_t block, fl
     __m512 delta[2];
 
     for (int half = 0; half < 2; half++) {
-        lse[half] = _mm512_loadu_ps(w->lse + block * UNIT + half * TILE_ROWS);
-        delta[half] = _mm512_loadu_ps(w->delta + block * UNIT + half * TILE_ROWS);
+        lse[half] = _mm512_loadu_ps(w->lse + block * UNIT + half * TILE);
+        delta[half] = _mm512_loadu_ps(w->delta + block * UNIT + half * TILE);
     }
     for (int64_t key = 0; key < UNIT; key += 2) {
         __m512 p[FOUR];

@@ -2,40 +2,6 @@
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 
-/* The first n of 32. */
-static inline __mmask32 first(int64_t n)
-{
-    return n >= 32 ? 0xffffffffu : n <= 0 ? 0 : (1u << n) - 1u;
-}
-
-static inline void transpose16(__m512i r[TILE_ROWS])
-{
-    __m512i t[TILE_ROWS];
-
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int j = 0; j < 4; j++) {
-        t[j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88);
-        t[4 + j] = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
-        t[8 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
-        t[12 + j] = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
-    }
-    for (int j = 0; j < 4; j++) {
-        r[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88);
-        r[4 + j] = _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0x88);
-        r[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd);
-        r[12 + j] = _mm512_shuffle_i32x4(t[4 + j], t[12 + j], 0xdd);
-    }
-}
-
 /* ---- a unit of X: `rows` of its rows exist, `columns` of its columns ---- */
 
 typedef void pack_fn(const bf16_t *x, int64_t ld, int64_t rows, int64_t columns, char *unit);
@@ -55,26 +21,26 @@ static void pack_left(const bf16_t *x, int64_t ld, int64_t rows, int64_t columns
 static void pack_right_turned(const bf16_t *x, int64_t ld, int64_t rows, int64_t columns,
                               char *unit)
 {
-    for (int64_t half = 0; half < UNIT; half += TILE_ROWS) {
-        __m512i r[TILE_ROWS];
-        for (int64_t i = 0; i < TILE_ROWS; i++)
+    for (int64_t half = 0; half < UNIT; half += TILE) {
+        __m512i r[TILE];
+        for (int64_t i = 0; i < TILE; i++)
             r[i] = load_row(x, ld, rows, columns, half + i);
         transpose16(r);
-        for (int64_t i = 0; i < TILE_ROWS; i++)
+        for (int64_t i = 0; i < TILE; i++)
             _mm512_store_si512(unit + (half + i) * 64, r[i]);
     }
 }
 
 /* Rows 2i and 2i + 1 side by side: columns 0 to 15 in `low`, the others in `high`. */
 static inline void pair_rows(const bf16_t *x, int64_t ld, int64_t rows, int64_t columns,
-                             __m512i low[TILE_ROWS], __m512i high[TILE_ROWS])
+                             __m512i low[TILE], __m512i high[TILE])
 {
     const __m512i lows =
         _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
                          37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-    const __m512i highs = _mm512_add_epi16(lows, _mm512_set1_epi16(TILE_ROWS));
+    const __m512i highs = _mm512_add_epi16(lows, _mm512_set1_epi16(TILE));
 
-    for (int64_t i = 0; i < TILE_ROWS; i++) {
+    for (int64_t i = 0; i < TILE; i++) {
         const __m512i a = load_row(x, ld, rows, columns, 2 * i);
         const __m512i b = load_row(x, ld, rows, columns, 2 * i + 1);
         low[i] = _mm512_permutex2var_epi16(a, lows, b);
@@ -82,19 +48,18 @@ static inline void pair_rows(const bf16_t *x, int64_t ld, int64_t rows, int64_t 
     }
 }
 
-static inline void store_tiles(const __m512i low[TILE_ROWS], const __m512i high[TILE_ROWS],
-                               char *unit)
+static inline void store_tiles(const __m512i low[TILE], const __m512i high[TILE], char *unit)
 {
-    for (int64_t i = 0; i < TILE_ROWS; i++) {
+    for (int64_t i = 0; i < TILE; i++) {
         _mm512_store_si512(unit + i * 64, low[i]);
-        _mm512_store_si512(unit + ONE_TILE_BYTES + i * 64, high[i]);
+        _mm512_store_si512(unit + TILE_BYTES + i * 64, high[i]);
     }
 }
 
 static void pack_right(const bf16_t *x, int64_t ld, int64_t rows, int64_t columns, char *unit)
 {
-    __m512i low[TILE_ROWS];
-    __m512i high[TILE_ROWS];
+    __m512i low[TILE];
+    __m512i high[TILE];
 
     pair_rows(x, ld, rows, columns, low, high);
     store_tiles(low, high, unit);
@@ -102,8 +67,8 @@ static void pack_right(const bf16_t *x, int64_t ld, int64_t rows, int64_t column
 
 static void pack_left_turned(const bf16_t *x, int64_t ld, int64_t rows, int64_t columns, char *unit)
 {
-    __m512i low[TILE_ROWS];
-    __m512i high[TILE_ROWS];
+    __m512i low[TILE];
+    __m512i high[TILE];
 
     pair_rows(x, ld, rows, columns, low, high);
     transpose16(low);
@@ -154,7 +119,7 @@ static __m512 products(const bf16_t *a, const bf16_t *b, int64_t D)
     __m512 lower = _mm512_setzero_ps();
     __m512 upper = _mm512_setzero_ps();
 
-    for (int64_t d = 0; d < D; d += 2 * TILE_ROWS) {
+    for (int64_t d = 0; d < D; d += 2 * TILE) {
         const __m512i x = _mm512_maskz_loadu_epi16(first(D - d), a + d);
         const __m512i y = _mm512_maskz_loadu_epi16(first(D - d), b + d);
         lower = _mm512_add_ps(lower, _mm512_mul_ps(widen_lower(x), widen_lower(y)));
@@ -168,14 +133,14 @@ void attention_row_dots(const bf16_t *a, const bf16_t *b, int64_t ld, int64_t co
 {
     prefetch_next(a, ld, count, D);
     prefetch_next(b, ld, count, D);
-    for (int64_t half = 0; half < UNIT; half += TILE_ROWS) {
-        __m512i r[TILE_ROWS];
+    for (int64_t half = 0; half < UNIT; half += TILE) {
+        __m512i r[TILE];
         __m512 sum = _mm512_setzero_ps();
-        for (int64_t i = 0; i < TILE_ROWS; i++)
+        for (int64_t i = 0; i < TILE; i++)
             r[i] = half + i < count ? (__m512i)products(a + (half + i) * ld, b + (half + i) * ld, D)
                                     : _mm512_setzero_si512();
         transpose16(r);
-        for (int64_t i = 0; i < TILE_ROWS; i++)
+        for (int64_t i = 0; i < TILE; i++)
             sum = _mm512_add_ps(sum, (__m512)r[i]);
         _mm512_storeu_ps(sums + half, sum);
     }
@@ -193,14 +158,14 @@ void attention_write(const float *unit, float factor, int64_t rows, int64_t D, b
 
     for (int64_t i = 0; i < rows && i < UNIT; i++)
         write_row(_mm512_mul_ps(f, _mm512_loadu_ps(unit + i * UNIT)),
-                  _mm512_mul_ps(f, _mm512_loadu_ps(unit + i * UNIT + TILE_ROWS)), D, dst + i * ld);
+                  _mm512_mul_ps(f, _mm512_loadu_ps(unit + i * UNIT + TILE)), D, dst + i * ld);
 }
 
 /* Sixteen columns of unit from `column` on, rows first .. first + 15, as rows. */
 static inline void columns(const float *unit, int64_t first_row, int64_t column, __m512 factors,
-                           __m512i r[TILE_ROWS])
+                           __m512i r[TILE])
 {
-    for (int64_t i = 0; i < TILE_ROWS; i++)
+    for (int64_t i = 0; i < TILE; i++)
         r[i] = (__m512i)_mm512_mul_ps(factors,
                                       _mm512_loadu_ps(unit + (first_row + i) * UNIT + column));
     transpose16(r);
@@ -209,13 +174,13 @@ static inline void columns(const float *unit, int64_t first_row, int64_t column,
 void attention_write_turned(const float *unit, const float factors[UNIT], int64_t rows, int64_t D,
                             bf16_t *dst, int64_t ld)
 {
-    for (int64_t half = 0; half < UNIT && half < rows; half += TILE_ROWS) {
+    for (int64_t half = 0; half < UNIT && half < rows; half += TILE) {
         const __m512 f = _mm512_loadu_ps(factors + half);
-        __m512i lower[TILE_ROWS];
-        __m512i upper[TILE_ROWS];
+        __m512i lower[TILE];
+        __m512i upper[TILE];
         columns(unit, 0, half, f, lower);
-        columns(unit, TILE_ROWS, half, f, upper);
-        for (int64_t i = 0; i < TILE_ROWS && half + i < rows; i++)
+        columns(unit, TILE, half, f, upper);
+        for (int64_t i = 0; i < TILE && half + i < rows; i++)
             write_row((__m512)lower[i], (__m512)upper[i], D, dst + (half + i) * ld);
     }
 }

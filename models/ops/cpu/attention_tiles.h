@@ -4,7 +4,7 @@
 
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__)
 
-#include <immintrin.h>
+#include "models/ops/cpu/tiles.h"
 
 /*
  * Matrices of bf16 attention on AMX tiles (Intel SDM vol. 1, ch. 18), for attention_amx*.c and
@@ -22,8 +22,6 @@ enum {
     UNIT = 32,
     UNIT_BYTES = UNIT * UNIT * 2,
     UNIT_FLOATS = UNIT * UNIT,
-    TILE_ROWS = 16,
-    ONE_TILE_BYTES = UNIT_BYTES / 2,
     SPLIT_BYTES = 2 * UNIT_BYTES, /* the high parts of a unit, then the low ones */
 };
 
@@ -53,33 +51,6 @@ void attention_write_turned(const float *unit, const float factors[UNIT], int64_
 
 /* ---- tile registers: 0 to 3 hold the sum, 4 to 7 the operands ---- */
 
-/* The intrinsics of gcc 12 do not say what memory they read and write. */
-static inline void tiles_barrier(void)
-{
-    __asm__ volatile("" : : : "memory");
-}
-
-static inline void tiles_begin(void)
-{
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
-
-    for (int i = 0; i < 8; i++) {
-        config.row_bytes[i] = 64;
-        config.rows[i] = TILE_ROWS;
-    }
-    tiles_barrier();
-    __asm__ volatile("ldtilecfg %0" : : "m"(config));
-}
-
-static inline void tiles_end(void)
-{
-    _tile_release();
-}
-
 static inline void sum_from_zero(void)
 {
     tiles_barrier();
@@ -93,17 +64,17 @@ static inline void sum_from(const float *unit)
 {
     tiles_barrier();
     _tile_loadd(0, unit, 4 * UNIT);
-    _tile_loadd(1, unit + TILE_ROWS, 4 * UNIT);
+    _tile_loadd(1, unit + TILE, 4 * UNIT);
     _tile_loadd(2, unit + UNIT_FLOATS / 2, 4 * UNIT);
-    _tile_loadd(3, unit + UNIT_FLOATS / 2 + TILE_ROWS, 4 * UNIT);
+    _tile_loadd(3, unit + UNIT_FLOATS / 2 + TILE, 4 * UNIT);
 }
 
 static inline void sum_to(float *unit)
 {
     _tile_stored(0, unit, 4 * UNIT);
-    _tile_stored(1, unit + TILE_ROWS, 4 * UNIT);
+    _tile_stored(1, unit + TILE, 4 * UNIT);
     _tile_stored(2, unit + UNIT_FLOATS / 2, 4 * UNIT);
-    _tile_stored(3, unit + UNIT_FLOATS / 2 + TILE_ROWS, 4 * UNIT);
+    _tile_stored(3, unit + UNIT_FLOATS / 2 + TILE, 4 * UNIT);
     tiles_barrier();
 }
 
@@ -113,9 +84,9 @@ static inline void sum_product(const char *left, const char *right)
     _tile_loadd(4, left, 64);
     _tile_loadd(6, right, 64);
     _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, right + ONE_TILE_BYTES, 64);
+    _tile_loadd(7, right + TILE_BYTES, 64);
     _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, left + ONE_TILE_BYTES, 64);
+    _tile_loadd(5, left + TILE_BYTES, 64);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
 }
@@ -197,14 +168,14 @@ static inline __m512i right_row(__m512i a, __m512i b)
 static inline void load_two_rows(const float *unit, int64_t key, __m512 x[FOUR])
 {
     for (int i = 0; i < FOUR; i++)
-        x[i] = _mm512_loadu_ps(unit + key * UNIT + i * TILE_ROWS);
+        x[i] = _mm512_loadu_ps(unit + key * UNIT + i * TILE);
 }
 
 /* Both as a row of a right operand. */
 static inline void store_right_rows(const struct parts *p, int64_t key, char *operand)
 {
     for (int half = 0; half < 2; half++) {
-        char *row = operand + half * ONE_TILE_BYTES + key / 2 * 64;
+        char *row = operand + half * TILE_BYTES + key / 2 * 64;
         _mm512_store_si512(row, right_row(p->high[half], p->high[half + 2]));
         _mm512_store_si512(row + UNIT_BYTES, right_row(p->low[half], p->low[half + 2]));
     }
@@ -224,7 +195,7 @@ static inline __mmask16 queries_seeing(int64_t key, int i)
 {
     const uint64_t seeing = ~UINT64_C(0) << (key + i / 2); /* a bit per query */
 
-    return (__mmask16)(seeing >> (i % 2 * TILE_ROWS));
+    return (__mmask16)(seeing >> (i % 2 * TILE));
 }
 
 static inline void hide_later_keys(int64_t key, __m512 x[FOUR])

@@ -212,21 +212,21 @@ static float scale_of_int8(const struct format *f, const float *x, size_t n)
     return fabsf(scale_of_int4(f, x, n));
 }
 
+/* Each as a codec of signed and of unsigned states. */
+#define BOTH(...)                                                                                  \
+    {.sign = CODEC_SIGNED, __VA_ARGS__},                                                           \
+    {                                                                                              \
+        .sign = CODEC_UNSIGNED, __VA_ARGS__                                                        \
+    }
+
 static struct format formats[] = {
-    {"bnb8", CODEC_SIGNED, largest_number, code_of_bnb8, false},
-    {"bnb8", CODEC_UNSIGNED, largest_number, code_of_bnb8, false},
-    {"ao8", CODEC_SIGNED, scale_of_ao, code_of_ao, false},
-    {"ao8", CODEC_UNSIGNED, scale_of_ao, code_of_ao, false},
-    {"ao4", CODEC_SIGNED, scale_of_ao, code_of_ao, true},
-    {"ao4", CODEC_UNSIGNED, scale_of_ao, code_of_ao, true},
-    {"lpmm4", CODEC_SIGNED, largest_number, code_of_lpmm4, false},
-    {"lpmm4", CODEC_UNSIGNED, largest_number, code_of_lpmm4, false},
-    {"int4", CODEC_SIGNED, scale_of_int4, code_of_int4, false},
-    {"int4", CODEC_UNSIGNED, scale_of_int4, code_of_int4, false},
-    {"int8", CODEC_SIGNED, scale_of_int8, code_of_int8, false},
-    {"int8", CODEC_UNSIGNED, scale_of_int8, code_of_int8, false},
-    {"fp8", CODEC_SIGNED, scale_of_fp8, code_of_fp8, false},
-    {"fp8", CODEC_UNSIGNED, scale_of_fp8, code_of_fp8, false},
+    BOTH(.name = "bnb8", .scale_of = largest_number, .code_of = code_of_bnb8),
+    BOTH(.name = "ao8", .scale_of = scale_of_ao, .code_of = code_of_ao),
+    BOTH(.name = "ao4", .scale_of = scale_of_ao, .code_of = code_of_ao, .first_high = true),
+    BOTH(.name = "lpmm4", .scale_of = largest_number, .code_of = code_of_lpmm4),
+    BOTH(.name = "int4", .scale_of = scale_of_int4, .code_of = code_of_int4),
+    BOTH(.name = "int8", .scale_of = scale_of_int8, .code_of = code_of_int8),
+    BOTH(.name = "fp8", .scale_of = scale_of_fp8, .code_of = code_of_fp8),
 };
 
 enum { N_FORMATS = sizeof formats / sizeof formats[0] };

@@ -23,17 +23,17 @@ static const struct {
     const char *rule;
     bool scale_parameter, cautious, tensor_clip;
 } RULES[] = {
-    {"adam_mini"},
-    {"adafactor"},
-    {"adafactor", .scale_parameter = true},
-    {"came"},
-    {"adamw", .cautious = true},
-    {"adam_atan2", .cautious = true},
-    {"ademamix", .cautious = true},
-    {"adopt", .cautious = true},
-    {"lion", .cautious = true},
-    {"mars", .tensor_clip = true},
-    {"mars", .cautious = true, .tensor_clip = true},
+    {.rule = "adam_mini"},
+    {.rule = "adafactor"},
+    {.rule = "adafactor", .scale_parameter = true},
+    {.rule = "came"},
+    {.rule = "adamw", .cautious = true},
+    {.rule = "adam_atan2", .cautious = true},
+    {.rule = "ademamix", .cautious = true},
+    {.rule = "adopt", .cautious = true},
+    {.rule = "lion", .cautious = true},
+    {.rule = "mars", .tensor_clip = true},
+    {.rule = "mars", .cautious = true, .tensor_clip = true},
 };
 
 enum { N_RULES = sizeof RULES / sizeof RULES[0], N_TENSORS = 12 };

@@ -63,12 +63,7 @@ static const struct optim_stats_rule adafactor_stats = {
     .n_vectors = FACTORED_VECTORS,
     .vectors =
         {
-            [FACTORED_ROW] = {"avg_sq_row", true},
-            [FACTORED_COL] = {"avg_sq_col", true},
-            [FACTORED_ELEMENT] = {"avg_sq_element", true},
-            [FACTORED_ROW_FACTOR] = {"row_factor", false},
-            [FACTORED_COL_FACTOR] = {"col_factor", false},
-            [FACTORED_STEP] = {"step", false},
+            FACTORED_VECTOR_NAMES,
         },
     .kernels = {&optim_adafactor_scalar, &optim_adafactor_avx2, &optim_adafactor_avx512},
     .init = factored_init,

@@ -130,12 +130,7 @@ static const struct optim_stats_rule came_stats = {
     .n_vectors = CAME_VECTORS,
     .vectors =
         {
-            [FACTORED_ROW] = {"avg_sq_row", true},
-            [FACTORED_COL] = {"avg_sq_col", true},
-            [FACTORED_ELEMENT] = {"avg_sq_element", true},
-            [FACTORED_ROW_FACTOR] = {"row_factor", false},
-            [FACTORED_COL_FACTOR] = {"col_factor", false},
-            [FACTORED_STEP] = {"step", false},
+            FACTORED_VECTOR_NAMES,
             [CAME_ROW] = {"instability_row", true},
             [CAME_COL] = {"instability_col", true},
             [CAME_ROW_FACTOR] = {"instability_row_factor", false},

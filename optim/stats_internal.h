@@ -91,6 +91,12 @@ int64_t stats_blocks(const struct optim_stats *stats);
 
 /* ---- adafactor and came: a second moment of rank one ---- */
 
+/* The first vectors of both: name, and whether checkpoints hold it. */
+#define FACTORED_VECTOR_NAMES                                                                      \
+    [FACTORED_ROW] = {"avg_sq_row", true}, [FACTORED_COL] = {"avg_sq_col", true},                  \
+    [FACTORED_ELEMENT] = {"avg_sq_element", true}, [FACTORED_ROW_FACTOR] = {"row_factor", false},  \
+    [FACTORED_COL_FACTOR] = {"col_factor", false}, [FACTORED_STEP] = {"step", false}
+
 /* Fills the shape, vectors 0 .. FACTORED_VECTORS - 1 and passes 0 and 1. */
 shoal_status factored_init(const struct optim_hyper *hyper, const struct tensor *tensor,
                            struct optim_stats *stats);

@@ -161,6 +161,9 @@ shoal_status comm_reduce_scatter(struct comm *comm, const float *full, float *ou
 /* Element-wise sum over ranks of n int64, modulo 2^64 and thus exact; in place.  Collective. */
 shoal_status comm_all_reduce_i64(struct comm *comm, int64_t *values, size_t n);
 
+/* The same with the largest over ranks. */
+shoal_status comm_all_reduce_max_i64(struct comm *comm, int64_t *values, size_t n);
+
 /* Small blocks: n_bytes from each rank, in rank order, into out (size * n_bytes).  Collective. */
 shoal_status comm_all_gather_bytes(struct comm *comm, const void *in, size_t n_bytes, void *out);
 
@@ -227,3 +230,5 @@ shoal_status comm_op_reduce(struct schedule *sched, struct comm *comm, int unit,
  */
 shoal_status comm_op_all_reduce_i64(struct schedule *sched, struct comm *comm, int unit,
                                     struct slot_ref values, size_t n);
+shoal_status comm_op_all_reduce_max_i64(struct schedule *sched, struct comm *comm, int unit,
+                                        struct slot_ref values, size_t n);

@@ -117,6 +117,7 @@ enum call_kind {
     CALL_ALL_GATHER,
     CALL_REDUCE_SCATTER,
     CALL_ALL_REDUCE,
+    CALL_ALL_REDUCE_MAX,
     CALL_GATHER_BYTES,
     CALL_BROADCAST,
     CALL_BARRIER,
@@ -360,7 +361,8 @@ shoal_status comm_window_offset(const char *what, const void *p, size_t n_bytes,
 enum wire_kind {
     WIRE_ALL_TO_ALL,     /* n floats to and from each host */
     WIRE_ALL_GATHER,     /* n bytes from each host */
-    WIRE_ALL_REDUCE,     /* n int64 over hosts, in place in `receive` */
+    WIRE_ALL_REDUCE,     /* sums of n int64 over hosts, in place in `receive` */
+    WIRE_ALL_REDUCE_MAX, /* the largest instead */
     WIRE_BROADCAST,      /* n bytes in `receive` from host `root` */
     WIRE_BARRIER,        /* over hosts */
     WIRE_REDUCE_SCATTER, /* n floats per rank over the whole world, in the library's order */

@@ -72,6 +72,7 @@ void comm_describe_call(const struct call *call, char *out, size_t n_bytes)
         [CALL_ALL_GATHER] = "all-gather",
         [CALL_REDUCE_SCATTER] = "reduce-scatter",
         [CALL_ALL_REDUCE] = "all-reduce",
+        [CALL_ALL_REDUCE_MAX] = "all-reduce of maxima",
         [CALL_GATHER_BYTES] = "gather of bytes",
         [CALL_BROADCAST] = "broadcast",
         [CALL_BARRIER] = "barrier",

@@ -47,6 +47,13 @@ static shoal_status run_sum(const struct op *op)
     return comm_all_reduce_i64(arg->comm, plan_ref(arg->plan, arg->values), arg->n);
 }
 
+static shoal_status run_max(const struct op *op)
+{
+    const struct sum_arg *arg = op->arg;
+
+    return comm_all_reduce_max_i64(arg->comm, plan_ref(arg->plan, arg->values), arg->n);
+}
+
 shoal_status comm_op_gather(struct schedule *sched, struct comm *comm, enum op_kind kind, int unit,
                             int index, struct slot_ref shard, struct slot_ref full, size_t n,
                             enum dtype dtype)
@@ -91,8 +98,8 @@ shoal_status comm_op_reduce(struct schedule *sched, struct comm *comm, int unit,
     return sched_append(sched, &op);
 }
 
-shoal_status comm_op_all_reduce_i64(struct schedule *sched, struct comm *comm, int unit,
-                                    struct slot_ref values, size_t n)
+static shoal_status all_reduce(struct schedule *sched, struct comm *comm, int unit,
+                               struct slot_ref values, size_t n, op_run_fn *run)
 {
     struct op op = {.kind = OP_NORM,
                     .lane = LANE_COMM,
@@ -100,11 +107,23 @@ shoal_status comm_op_all_reduce_i64(struct schedule *sched, struct comm *comm, i
                     .index = -1,
                     .host = true,
                     .bytes = (uint64_t)(comm->size - 1) * n * sizeof(int64_t),
-                    .run = run_sum};
+                    .run = run};
 
     SHOAL_TRY(sched_alloc(sched, sizeof(struct sum_arg), &op.arg));
     *(struct sum_arg *)op.arg =
         (struct sum_arg){.comm = comm, .plan = sched_plan(sched), .values = values, .n = n};
     op_uses(&op, values, ACCESS_WRITE);
     return sched_append(sched, &op);
+}
+
+shoal_status comm_op_all_reduce_i64(struct schedule *sched, struct comm *comm, int unit,
+                                    struct slot_ref values, size_t n)
+{
+    return all_reduce(sched, comm, unit, values, n, run_sum);
+}
+
+shoal_status comm_op_all_reduce_max_i64(struct schedule *sched, struct comm *comm, int unit,
+                                        struct slot_ref values, size_t n)
+{
+    return all_reduce(sched, comm, unit, values, n, run_max);
 }

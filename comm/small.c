@@ -19,27 +19,46 @@ static void count_small(struct comm *comm, double begin)
     comm->ledger.small_seconds += clock_seconds() - begin;
 }
 
-/* One piece of an all-reduce, n <= MAX_REDUCE_ELEMENTS. */
-static shoal_status reduce_piece(struct comm *comm, int64_t *values, size_t n)
+static void add(int64_t *values, const int64_t *slot, size_t n)
 {
-    comm_call_enter(comm, CALL_ALL_REDUCE, n);
+    for (size_t i = 0; i < n; i++)
+        values[i] = (int64_t)((uint64_t)values[i] + (uint64_t)slot[i]);
+}
+
+static void take_larger(int64_t *values, const int64_t *slot, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        values[i] = values[i] > slot[i] ? values[i] : slot[i];
+}
+
+/* What an all-reduce does with two ranks' values. */
+struct reduction {
+    enum call_kind call;
+    enum wire_kind wire;
+    void (*join)(int64_t *values, const int64_t *slot, size_t n);
+};
+
+static const struct reduction SUM = {CALL_ALL_REDUCE, WIRE_ALL_REDUCE, add};
+static const struct reduction MAX = {CALL_ALL_REDUCE_MAX, WIRE_ALL_REDUCE_MAX, take_larger};
+
+/* One piece of an all-reduce, n <= MAX_REDUCE_ELEMENTS. */
+static shoal_status reduce_piece(struct comm *comm, const struct reduction *reduction,
+                                 int64_t *values, size_t n)
+{
+    comm_call_enter(comm, reduction->call, n);
     memcpy(slot_of(comm, comm->local_rank), values, n * sizeof *values);
     SHOAL_TRY(comm_call_meet(comm));
-    for (int l = 0; l < comm->local_size; l++) {
-        const int64_t *slot = (const int64_t *)(const void *)slot_of(comm, l);
-
-        if (l == comm->local_rank)
-            continue;
-        for (size_t i = 0; i < n; i++)
-            values[i] = (int64_t)((uint64_t)values[i] + (uint64_t)slot[i]);
-    }
+    for (int l = 0; l < comm->local_size; l++)
+        if (l != comm->local_rank)
+            reduction->join(values, (const int64_t *)(const void *)slot_of(comm, l), n);
     if (comm->host_count == 1)
         return SHOAL_OK;
     return comm_wire_run(comm,
-                         &(struct wire_job){.kind = WIRE_ALL_REDUCE, .receive = values, .n = n});
+                         &(struct wire_job){.kind = reduction->wire, .receive = values, .n = n});
 }
 
-shoal_status comm_all_reduce_i64(struct comm *comm, int64_t *values, size_t n)
+static shoal_status reduce(struct comm *comm, const struct reduction *reduction, int64_t *values,
+                           size_t n)
 {
     double begin = clock_seconds();
     size_t done = 0;
@@ -47,11 +66,21 @@ shoal_status comm_all_reduce_i64(struct comm *comm, int64_t *values, size_t n)
     do {
         size_t piece = n - done < MAX_REDUCE_ELEMENTS ? n - done : MAX_REDUCE_ELEMENTS;
 
-        SHOAL_TRY(reduce_piece(comm, values + done, piece));
+        SHOAL_TRY(reduce_piece(comm, reduction, values + done, piece));
         done += piece;
     } while (done < n);
     count_small(comm, begin);
     return SHOAL_OK;
+}
+
+shoal_status comm_all_reduce_i64(struct comm *comm, int64_t *values, size_t n)
+{
+    return reduce(comm, &SUM, values, n);
+}
+
+shoal_status comm_all_reduce_max_i64(struct comm *comm, int64_t *values, size_t n)
+{
+    return reduce(comm, &MAX, values, n);
 }
 
 /* One piece of an all-gather of bytes; rank r's block goes to out + r * stride. */

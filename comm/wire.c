@@ -54,6 +54,9 @@ static int start(const struct comm *comm, const struct wire_job *job, MPI_Reques
     case WIRE_ALL_REDUCE:
         return MPI_Iallreduce(MPI_IN_PLACE, job->receive, n, MPI_INT64_T, MPI_SUM, comm->cross,
                               request);
+    case WIRE_ALL_REDUCE_MAX:
+        return MPI_Iallreduce(MPI_IN_PLACE, job->receive, n, MPI_INT64_T, MPI_MAX, comm->cross,
+                              request);
     case WIRE_BROADCAST:
         return MPI_Ibcast(job->receive, n, MPI_BYTE, job->root, comm->cross, request);
     case WIRE_BARRIER:

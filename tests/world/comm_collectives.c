@@ -117,6 +117,17 @@ static shoal_status check_all_reduce(struct comm *comm)
             CHECK(values[i] ==
                       (i - 2000) * 0x123456789ab * ((size_t)i < n ? R * (R + 1) / 2 : rank + 1),
                   "all-reduce of %zu: element %d is %lld", n, (int)i, (long long)values[i]);
+
+        /* The first or the last rank has the largest, by sign. */
+        for (int64_t i = 0; i <= MOST; i++)
+            values[i] = (i - 2000) * 0x123456789ab * (rank + 1);
+        SHOAL_TRY(comm_all_reduce_max_i64(comm, values, n));
+        for (int64_t i = 0; i <= MOST; i++)
+            CHECK(values[i] == (i - 2000) * 0x123456789ab *
+                                   ((size_t)i >= n ? rank + 1
+                                    : i < 2000     ? 1
+                                                   : R),
+                  "maxima of %zu: element %d is %lld", n, (int)i, (long long)values[i]);
     }
     return SHOAL_OK;
 }

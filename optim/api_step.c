@@ -249,6 +249,8 @@ shoal_status shoal_optim_step(struct shoal_optim *optim, const struct shoal_opti
                              .first_tensor = optim->key};
     bind_buffers(optim, &update, vectors, &work.buffers);
     for (int pass = 0; pass < optim->setup->n_passes; pass++) {
+        if (!optim_pass_is_used(optim->setup, pass))
+            continue;
         tiles_sum(&work, pass, 0, optim->setup->n_limbs, update.scratch);
         tiles_sum_finish(&work, TENSOR, pass, update.scratch);
     }

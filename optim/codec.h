@@ -33,7 +33,9 @@
  *     bnb8    8  256   bitsandbytes' dynamic maps, as its CUDA kernels
  *     ao8     8  256   torchao's 8-bit states, the same maps
  *     ao4     4  128   torchao's 4-bit states
- *     lpmm4   4  128   Li et al.'s 4-bit states, without their rank-1 scales
+ *     lpmm4   4  128   Li et al.'s 4-bit states, their kernels' scales
+ *     lpmm4_rank1      the same codes, for second moments of matrices with their paper's scales:
+ *                      the smaller of the largest of the row and the largest of the column
  *
  * The leading element of a block keeps its value in fp32, int8, int4 and fp8 (but for a rounding);
  * the others shrink it at every step if it is negative, so that its average is too small.
@@ -52,6 +54,9 @@ enum codec_sign { CODEC_SIGNED, CODEC_UNSIGNED };
 typedef void codec_decode_fn(const void *codes, const void *scales, size_t n, float *x);
 typedef void codec_encode_fn(const float *x, size_t n, void *codes, void *scales);
 
+/* `scales`: one for each element, which it does not exceed. */
+typedef void codec_encode_scaled_fn(const float *x, const float *scales, size_t n, void *codes);
+
 struct optim_codec {
     const char *name;
     int bits;                   /* of an element's code */
@@ -59,6 +64,8 @@ struct optim_codec {
     int scale_bytes;            /* of one scale */
     codec_decode_fn *decode[2]; /* by enum codec_sign; the fastest for this CPU */
     codec_encode_fn *encode[2];
+    codec_decode_fn *decode_scaled; /* with a scale for each element; NULL: not in this codec */
+    codec_encode_scaled_fn *encode_scaled;
 };
 
 /* The codec called `name`, or SHOAL_ERR_CONFIG with the nearest match. */
@@ -76,6 +83,19 @@ codec_decode_fn *codec_decode_for(const struct optim_codec *codec, enum codec_si
                                   enum isa isa);
 codec_encode_fn *codec_encode_for(const struct optim_codec *codec, enum codec_sign sign,
                                   enum isa isa);
+codec_decode_fn *codec_decode_scaled_for(const struct optim_codec *codec, enum isa isa);
+codec_encode_scaled_fn *codec_encode_scaled_for(const struct optim_codec *codec, enum isa isa);
+
+/*
+ * Rank-1 scales (Li et al. 2023, arXiv 2309.01507, sec. 4.1) of elements [first, first + n) of a
+ * matrix of `cols` columns, row after row: min(row[i / cols], col[i % cols]).
+ */
+void codec_rank1_scales(const float *row, const float *col, int64_t cols, int64_t first, size_t n,
+                        float *scales);
+
+/* Raise row and col to the magnitudes of elements [first, first + n); NaNs aside. */
+void codec_rank1_maxima(const float *x, int64_t cols, int64_t first, size_t n, float *row,
+                        float *col);
 
 /*
  * Master weights: `hi` is the bf16 weight that compute reads, `low` what the master has beyond it.

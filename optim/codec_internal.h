@@ -41,6 +41,8 @@ CODEC_DECLARE(codec_decode_fn, codec_lpmm4_decode_signed);
 CODEC_DECLARE(codec_encode_fn, codec_lpmm4_encode_signed);
 CODEC_DECLARE(codec_decode_fn, codec_lpmm4_decode_unsigned);
 CODEC_DECLARE(codec_encode_fn, codec_lpmm4_encode_unsigned);
+CODEC_DECLARE(codec_decode_fn, codec_lpmm4_decode_scaled);
+CODEC_DECLARE(codec_encode_scaled_fn, codec_lpmm4_encode_scaled);
 
 CODEC_DECLARE(master_encode_fn, master_fp32_encode);
 CODEC_DECLARE(master_decode_fn, master_split16_decode);

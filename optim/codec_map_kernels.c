@@ -21,8 +21,8 @@
  *
  * "lpmm4" (Li et al., arXiv 2309.01507): 16 values, blocks of 128, the first of two elements in the
  * low half of a byte, scale = largest magnitude, NaNs aside; nearest, ties to the lower code, NaN
- * to code 0.  (Their rank-1 scales of second moments are not here: they need the largest of whole
- * rows and columns.)
+ * to code 0.  With "lpmm4_rank1" the second moments of a matrix have a scale for each element, which
+ * the largest of its row and column give (codec_rank1_scales), and no blocks.
  *
  * Half a byte without an element is zero.
  */
@@ -47,10 +47,11 @@ OPTIM_INLINE float find_scale(struct map_form form, const float *restrict x, siz
     return map_scale(ao, largest);
 }
 
-OPTIM_INLINE void find_codes(struct map_form form, const struct map_steps *restrict steps,
-                             const float *restrict x, size_t n, float scale,
-                             uint32_t *restrict codes)
+/* `shares`: bits of x / scale. */
+OPTIM_INLINE void find_codes(struct map_form form, const float *restrict x,
+                             const uint32_t *restrict shares, size_t n, uint32_t *restrict codes)
 {
+    const struct map_steps *steps = &codec_maps[form.kind][form.sign].steps;
     const struct map_search search = {
         .least = steps->least,
         .shift = (uint32_t)steps->shift,
@@ -58,13 +59,10 @@ OPTIM_INLINE void find_codes(struct map_form form, const struct map_steps *restr
         .cell = steps->cell,
         .keeps_sign = form.kind == MAP_BNB8 && form.sign == CODEC_SIGNED,
     };
-    uint32_t shares[MAX_BLOCK];
     uint32_t entries[MAX_BLOCK];
 
-    for (size_t i = 0; i < n; i++) {
-        shares[i] = bits_of(x[i] / scale);
+    for (size_t i = 0; i < n; i++)
         entries[i] = map_index(search, shares[i]);
-    }
     look_up(steps->cell, entries, n);
     for (size_t i = 0; i < n; i++)
         codes[i] = map_code_in(search, shares[i], entries[i], x[i]);
@@ -73,7 +71,7 @@ OPTIM_INLINE void find_codes(struct map_form form, const struct map_steps *restr
 OPTIM_INLINE void encode_blocks(struct map_form form, const float *restrict x, size_t n,
                                 uint8_t *restrict codes, float *restrict scales)
 {
-    const struct map_steps *steps = &codec_maps[form.kind][form.sign].steps;
+    uint32_t shares[MAX_BLOCK];
     uint32_t words[MAX_BLOCK];
 
     for (size_t at = 0; at < n; at += form.block) {
@@ -81,7 +79,9 @@ OPTIM_INLINE void encode_blocks(struct map_form form, const float *restrict x, s
         const float scale = find_scale(form, x + at, count);
 
         scales[at / form.block] = scale;
-        find_codes(form, steps, x + at, count, scale, words);
+        for (size_t i = 0; i < count; i++)
+            shares[i] = bits_of(x[at + i] / scale);
+        find_codes(form, x + at, shares, count, words);
         if (form.bits == 8)
             narrow(words, count, codes + at);
         else
@@ -138,3 +138,36 @@ CODEC_MAP_KERNELS(ao4, signed, MAP_AO4, CODEC_SIGNED, 4, 128, FIRST_HIGH)
 CODEC_MAP_KERNELS(ao4, unsigned, MAP_AO4, CODEC_UNSIGNED, 4, 128, FIRST_HIGH)
 CODEC_MAP_KERNELS(lpmm4, signed, MAP_LPMM4, CODEC_SIGNED, 4, 128, FIRST_LOW)
 CODEC_MAP_KERNELS(lpmm4, unsigned, MAP_LPMM4, CODEC_UNSIGNED, 4, 128, FIRST_LOW)
+
+static const struct map_form SCALED = {MAP_LPMM4, CODEC_UNSIGNED, 4, 128, FIRST_LOW};
+
+void ISA_NAME(codec_lpmm4_encode_scaled)(const float *x, const float *scales, size_t n, void *codes)
+{
+    uint32_t shares[MAX_BLOCK];
+    uint32_t words[MAX_BLOCK];
+
+    for (size_t at = 0; at < n; at += MAX_BLOCK) {
+        const size_t count = n - at < MAX_BLOCK ? n - at : MAX_BLOCK;
+
+        for (size_t i = 0; i < count; i++)
+            shares[i] = bits_of(x[at + i] / scales[at + i]);
+        find_codes(SCALED, x + at, shares, count, words);
+        narrow_nibbles(SCALED.order, words, count, (uint8_t *)codes + at / 2);
+    }
+}
+
+void ISA_NAME(codec_lpmm4_decode_scaled)(const void *codes, const void *scales, size_t n, float *x)
+{
+    const float *values = codec_maps[SCALED.kind][SCALED.sign].values;
+    const float *scale = scales;
+    uint32_t words[MAX_BLOCK];
+
+    for (size_t at = 0; at < n; at += MAX_BLOCK) {
+        const size_t count = n - at < MAX_BLOCK ? n - at : MAX_BLOCK;
+
+        widen_nibbles(SCALED.order, (const uint8_t *)codes + at / 2, count, words);
+        look_up_16(values, words, count, 1.0f, x + at);
+        for (size_t i = at; i < at + count; i++)
+            x[i] = one_nan(x[i] * scale[i]);
+    }
+}

@@ -31,6 +31,8 @@ struct codec_entry {
     struct optim_codec codec;
     codec_decode_fn *decode[2][3];
     codec_encode_fn *encode[2][3];
+    codec_decode_fn *decode_scaled[3];
+    codec_encode_scaled_fn *encode_scaled[3];
 };
 
 struct master_entry {
@@ -89,6 +91,15 @@ static struct codec_entry CODECS[] = {
         .encode = {CODEC_FORMS(codec_lpmm4_encode_signed),
                    CODEC_FORMS(codec_lpmm4_encode_unsigned)},
     },
+    {
+        .codec = {.name = "lpmm4_rank1", .bits = 4, .block = 128, .scale_bytes = 4},
+        .decode = {CODEC_FORMS(codec_lpmm4_decode_signed),
+                   CODEC_FORMS(codec_lpmm4_decode_unsigned)},
+        .encode = {CODEC_FORMS(codec_lpmm4_encode_signed),
+                   CODEC_FORMS(codec_lpmm4_encode_unsigned)},
+        .decode_scaled = CODEC_FORMS(codec_lpmm4_decode_scaled),
+        .encode_scaled = CODEC_FORMS(codec_lpmm4_encode_scaled),
+    },
 };
 
 static struct master_entry MASTERS[] = {
@@ -129,6 +140,8 @@ static void prepare(void)
             CODECS[i].codec.decode[sign] = CODECS[i].decode[sign][isa];
             CODECS[i].codec.encode[sign] = CODECS[i].encode[sign][isa];
         }
+        CODECS[i].codec.decode_scaled = CODECS[i].decode_scaled[isa];
+        CODECS[i].codec.encode_scaled = CODECS[i].encode_scaled[isa];
     }
     for (int i = 0; i < N_MASTERS; i++) {
         MASTERS[i].codec.decode = MASTERS[i].decode[isa];
@@ -226,6 +239,16 @@ codec_encode_fn *codec_encode_for(const struct optim_codec *codec, enum codec_si
                                   enum isa isa)
 {
     return isa <= isa_best() ? entry_of(codec)->encode[sign][isa] : NULL;
+}
+
+codec_decode_fn *codec_decode_scaled_for(const struct optim_codec *codec, enum isa isa)
+{
+    return isa <= isa_best() ? entry_of(codec)->decode_scaled[isa] : NULL;
+}
+
+codec_encode_scaled_fn *codec_encode_scaled_for(const struct optim_codec *codec, enum isa isa)
+{
+    return isa <= isa_best() ? entry_of(codec)->encode_scaled[isa] : NULL;
 }
 
 master_decode_fn *master_decode_for(const struct master_codec *codec, enum isa isa)

@@ -54,7 +54,15 @@ enum optim_scalar {
 enum { ELEMENT_STATES = 3 }; /* at most */
 
 /* Indices into the vectors of rules over sums (stats.h); one enum per struct optim_stats_rule. */
-enum { ELEMENTS_CLIP, ELEMENTS_MASK, ELEMENTS_VECTORS }; /* also its passes; of one element */
+enum elements_vector {
+    ELEMENTS_CLIP, /* these two are passes, too, and have one element */
+    ELEMENTS_MASK,
+    ELEMENTS_ROW, /* largest second moments, which codes of such a state are decoded with */
+    ELEMENTS_COL,
+    ELEMENTS_ROW_BEFORE, /* those before the step, until UPDATE has read the codes */
+    ELEMENTS_COL_BEFORE,
+    ELEMENTS_VECTORS
+};
 
 enum { MINI_AVG_SQ, MINI_DENOMINATOR, MINI_VECTORS };
 

@@ -57,7 +57,7 @@ static void update_tile(void *work_arg, size_t index, int thread)
         const size_t part = n - at < length ? n - at : length;
         struct optim_extent extent;
 
-        tile_decode(buffers, tile, at, part, &piece, &extent);
+        tile_decode(buffers, tile, at, part, SCALES_BEFORE, &piece, &extent);
         extent.grad_scale = work->step->grad_scale;
         apply(work, tile, at, &extent);
         tile_encode(buffers, tile, at, part, key, &piece);

@@ -10,8 +10,8 @@
 #include <string.h>
 
 /*
- * Sums over tensors, for rules that need them: each thread adds to limbs of its own, which are
- * then added up.  They are integers, so no order or cut changes them.
+ * Sums over tensors, for rules that need them, and maxima: each thread has limbs of its own, which
+ * are then joined.  They are integers, so no order or cut changes them.
  */
 
 struct sums_arg {
@@ -58,12 +58,24 @@ static void sum_tile(void *job_arg, size_t index, int thread)
         const size_t left = (size_t)tile->n - at;
         struct optim_extent extent;
 
-        tile_decode(buffers, tile, at, left < OPTIM_PIECE ? left : OPTIM_PIECE, &piece, &extent);
+        tile_decode(buffers, tile, at, left < OPTIM_PIECE ? left : OPTIM_PIECE, SCALES_NOW, &piece,
+                    &extent);
         extent.grad_scale = job->work->step->grad_scale;
         optim_stats_accumulate(tensor->stats, &step, job->pass, &extent, tile->begin + (int64_t)at,
                                (const float *const *)vectors,
                                job->limbs + (size_t)thread * buffers->setup->n_limbs +
                                    tensor->limbs_at);
+    }
+}
+
+/* Limbs of two threads, as comm does with those of two ranks. */
+static void join(int64_t *limbs, const int64_t *other, size_t n, int pass)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (pass != STATS_PASS_MAXIMA)
+            limbs[i] += other[i];
+        else if (other[i] > limbs[i])
+            limbs[i] = other[i];
     }
 }
 
@@ -79,8 +91,7 @@ void tiles_sum(const struct tile_work *work, int pass, size_t begin, size_t end,
         return;
     pool_run(work->pool, work->n_tiles, sum_tile, &job);
     for (int thread = 1; thread < n_threads; thread++)
-        for (size_t i = begin; i < end; i++)
-            limbs[i] += limbs[(size_t)thread * n_limbs + i];
+        join(limbs + begin, limbs + (size_t)thread * n_limbs + begin, end - begin, pass);
 }
 
 void tiles_sum_finish(const struct tile_work *work, int tensor, int pass, int64_t *limbs)
@@ -145,27 +156,25 @@ static shoal_status run_finish(const struct op *op)
     return SHOAL_OK;
 }
 
-/* The limbs of a unit's tensors lie together; false: there are none. */
-static bool unit_limbs(const struct optim_setup *setup, int unit, size_t *begin_out,
+/* The limbs of a unit's tensors lie together; false: none are used in this pass. */
+static bool unit_limbs(const struct optim_setup *setup, int unit, int pass, size_t *begin_out,
                        size_t *end_out)
 {
     const struct unit *u = &setup->layout->units[unit];
-    bool any = false;
+    bool first = true, used = false;
 
     for (int t = u->first_tensor; t < u->first_tensor + u->n_tensors; t++) {
         const struct optim_tensor *tensor = &setup->tensors[t];
-        int64_t most = 0;
 
         if (tensor->stats == NULL)
             continue;
-        for (int pass = 0; pass < STATS_MAX_PASSES; pass++)
-            most = tensor->stats->n_limbs[pass] > most ? tensor->stats->n_limbs[pass] : most;
-        if (!any)
+        if (first)
             *begin_out = tensor->limbs_at;
-        *end_out = tensor->limbs_at + (size_t)most;
-        any = true;
+        *end_out = tensor->limbs_at + (size_t)optim_stats_limbs(tensor->stats);
+        first = false;
+        used = used || tensor->stats->n_limbs[pass] > 0;
     }
-    return any;
+    return used;
 }
 
 /* What a pass reads of the tensors in `range`: gradients, and states and weights where it asks. */
@@ -271,7 +280,7 @@ shoal_status optim_op_sums(struct schedule *sched, struct pool *pool,
     const int n_threads = is_cuda(refs) || pool == NULL ? 1 : pool_size(pool);
     op_run_fn *run = NULL;
 
-    if (!unit_limbs(setup, unit, &arg.begin, &arg.end))
+    if (!unit_limbs(setup, unit, pass, &arg.begin, &arg.end))
         return SHOAL_OK;
     SHOAL_TRY(cut_tiles(sched, &arg, grad_origin, origin, range, &run));
     return append(sched, sums_bytes(&arg, range), n_threads, &arg, run);
@@ -288,7 +297,7 @@ shoal_status optim_op_sums_finish(struct schedule *sched, const struct optim_set
                            .unit = unit,
                            .pass = pass};
 
-    if (!unit_limbs(setup, unit, &arg.begin, &arg.end))
+    if (!unit_limbs(setup, unit, pass, &arg.begin, &arg.end))
         return SHOAL_OK;
     return append(sched, 0, 1, &arg, run_finish);
 }

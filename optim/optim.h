@@ -208,6 +208,7 @@ struct optim_tensor {
     bool decay;
     const struct optim_codec *codecs[OPTIM_MAX_STATES];
     int codes[OPTIM_MAX_STATES], scales[OPTIM_MAX_STATES]; /* kinds; -1: none */
+    int rank1; /* the state whose scales are among the vectors, by row and column; -1: none */
     struct optim_stats *stats; /* of a rule that needs sums over the tensor, else NULL (stats.h) */
     size_t vectors_at;         /* bytes into the unit's vectors */
     size_t limbs_at;           /* int64 into the step's limbs */
@@ -249,6 +250,13 @@ size_t optim_kind_tensor_bytes(const struct optim_setup *setup, int tensor, int 
 /* Bytes of the vectors of a unit's tensors, and of one vector of a tensor within them. */
 size_t optim_vectors_bytes(const struct optim_setup *setup, int unit);
 size_t optim_vector_offset(const struct optim_setup *setup, int tensor, int vector);
+
+/* The scales of a tensor with rank1, in the vectors of its unit. */
+void optim_rank1_vectors(const struct optim_setup *setup, int tensor, void *unit_vectors,
+                         float **row_out, float **col_out);
+
+/* Whether any tensor adds something up in this pass. */
+bool optim_pass_is_used(const struct optim_setup *setup, int pass);
 
 /* State bytes per parameter over the whole layout, without the master weights. */
 double optim_state_bytes_per_parameter(const struct optim_setup *setup);

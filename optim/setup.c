@@ -63,6 +63,12 @@ static shoal_status enter_scalars(struct optim_setup *setup, struct optim_tensor
     return SHOAL_OK;
 }
 
+static bool has_rank1_scales(const struct optim_tensor *state, int k, const struct tensor *tensor)
+{
+    return state->codecs[k]->encode_scaled != NULL && state->rule->state_unsigned[k] &&
+           tensor->ndim == 2;
+}
+
 static shoal_status resolve(struct optim_setup *setup, int index)
 {
     const struct tensor *tensor = &setup->layout->tensors[index];
@@ -88,13 +94,16 @@ static shoal_status resolve(struct optim_setup *setup, int index)
     out->decay = group->decay_forced || tensor->decay;
     SHOAL_TRY(enter_scalars(setup, out));
     SHOAL_TRY(codec_find("fp32", &fp32));
+    out->rank1 = -1;
     for (int k = 0; k < OPTIM_MAX_STATES; k++) {
         out->codes[k] = out->scales[k] = -1;
         if (k >= out->rule->n_states)
             continue;
         out->codecs[k] = keeps_fp32(tensor) && !group->state_forced ? fp32 : group->state;
         SHOAL_TRY(enter_kind(setup, out->rule->state_names[k], "", &out->codes[k]));
-        if (out->codecs[k]->block > 0)
+        if (has_rank1_scales(out, k, tensor))
+            out->rank1 = k;
+        else if (out->codecs[k]->block > 0)
             SHOAL_TRY(enter_kind(setup, out->rule->state_names[k], ".scale", &out->scales[k]));
     }
     return SHOAL_OK;
@@ -105,22 +114,29 @@ static shoal_status resolve_stats(struct optim_setup *setup, int index)
 {
     struct optim_tensor *tensor = &setup->tensors[index];
     const struct optim_group *group = &setup->groups[tensor->group];
-    int64_t most = 0;
 
-    if (optim_stats_of(tensor->rule, &group->hyper) == NULL)
+    if (optim_stats_of(tensor->rule, &group->hyper, tensor->rank1) == NULL)
         return SHOAL_OK;
     tensor->stats = calloc(1, sizeof *tensor->stats);
     if (tensor->stats == NULL)
         return fail(SHOAL_ERR_NOMEM, "optimizer: cannot allocate statistics");
     SHOAL_TRY(optim_stats_init(tensor->rule, &group->hyper, &setup->layout->tensors[index],
-                               tensor->stats));
-    for (int pass = 0; pass < STATS_MAX_PASSES; pass++)
-        most = tensor->stats->n_limbs[pass] > most ? tensor->stats->n_limbs[pass] : most;
+                               tensor->rank1, tensor->stats));
+    for (int pass = 0; pass < STATS_MAX_PASSES; pass++) {
+        if (tensor->stats->n_limbs[pass] > 0 && pass >= setup->n_passes)
+            setup->n_passes = pass + 1;
+    }
     tensor->limbs_at = setup->n_limbs;
-    setup->n_limbs += (size_t)most;
-    if (tensor->stats->how->n_passes > setup->n_passes)
-        setup->n_passes = tensor->stats->how->n_passes;
+    setup->n_limbs += (size_t)optim_stats_limbs(tensor->stats);
     return SHOAL_OK;
+}
+
+bool optim_pass_is_used(const struct optim_setup *setup, int pass)
+{
+    for (int t = 0; t < setup->layout->n_tensors; t++)
+        if (setup->tensors[t].stats != NULL && setup->tensors[t].stats->n_limbs[pass] > 0)
+            return true;
+    return false;
 }
 
 static size_t tensor_vectors_bytes(const struct optim_tensor *tensor, int n_vectors)
@@ -148,6 +164,15 @@ size_t optim_vector_offset(const struct optim_setup *setup, int tensor, int vect
 {
     return setup->tensors[tensor].vectors_at +
            tensor_vectors_bytes(&setup->tensors[tensor], vector);
+}
+
+void optim_rank1_vectors(const struct optim_setup *setup, int tensor, void *unit_vectors,
+                         float **row_out, float **col_out)
+{
+    char *vectors = unit_vectors;
+
+    *row_out = (float *)(void *)(vectors + optim_vector_offset(setup, tensor, ELEMENTS_ROW));
+    *col_out = (float *)(void *)(vectors + optim_vector_offset(setup, tensor, ELEMENTS_COL));
 }
 
 static void place_vectors(struct optim_setup *setup)

@@ -50,17 +50,17 @@ float stats_mean(double sum, int64_t count, double eps)
 }
 
 const struct optim_stats_rule *optim_stats_of(const struct optim_rule *rule,
-                                              const struct optim_hyper *hyper)
+                                              const struct optim_hyper *hyper, int rank1)
 {
     if (rule->stats != NULL)
         return rule->stats;
-    return hyper->cautious || stats_clips(rule, hyper) ? &optim_elements_stats : NULL;
+    return hyper->cautious || stats_clips(rule, hyper) || rank1 >= 0 ? &optim_elements_stats : NULL;
 }
 
 shoal_status optim_stats_init(const struct optim_rule *rule, const struct optim_hyper *hyper,
-                              const struct tensor *tensor, struct optim_stats *stats_out)
+                              const struct tensor *tensor, int rank1, struct optim_stats *stats_out)
 {
-    const struct optim_stats_rule *how = optim_stats_of(rule, hyper);
+    const struct optim_stats_rule *how = optim_stats_of(rule, hyper, rank1);
 
     if (how == NULL)
         return fail(SHOAL_ERR_INTERNAL, "optimizer %s: it has no statistics", rule->name);
@@ -75,12 +75,22 @@ shoal_status optim_stats_init(const struct optim_rule *rule, const struct optim_
                     "optimizer %s: tensor %s has %lld elements, expected 1 to %lld", rule->name,
                     tensor->name, (long long)tensor->n_elements, (long long)STATS_MAX_ELEMENTS);
 
-    struct optim_stats stats = {.rule = rule, .how = how, .n_elements = tensor->n_elements};
+    struct optim_stats stats = {
+        .rule = rule, .how = how, .n_elements = tensor->n_elements, .rank1 = rank1};
 
     optim_stats_use(&stats, isa_name(isa_best()));
     SHOAL_TRY(how->init(hyper, tensor, &stats));
     *stats_out = stats;
     return SHOAL_OK;
+}
+
+int64_t optim_stats_limbs(const struct optim_stats *stats)
+{
+    int64_t most = 0;
+
+    for (int pass = 0; pass < STATS_MAX_PASSES; pass++)
+        most = stats->n_limbs[pass] > most ? stats->n_limbs[pass] : most;
+    return most;
 }
 
 bool optim_stats_use(struct optim_stats *stats, const char *isa)

@@ -5,8 +5,8 @@
 /*
  * Statistics: what a rule of OPTIM_NEEDS_BLOCK_SUMS (adam_mini, adafactor, came) must know about
  * more than one element, and an element-wise rule with an option that looks at whole tensors
- * (cautious, mars with tensor_clip), as pure functions over tiles.  The caller makes operations of
- * them.
+ * (cautious, mars with tensor_clip, states of rank-1 scales), as pure functions over tiles.  The
+ * caller makes operations of them.
  *
  * A step has n_passes passes.  In each pass every tile of a tensor adds integers to limbs; limbs
  * are summed over threads and ranks in any order; finish turns the sums into small fp32 vectors,
@@ -15,6 +15,7 @@
  *     for each pass p with n_limbs[p] > 0:
  *         every thread zeroes n_limbs[p] limbs of its own and calls accumulate on its tiles
  *         limbs are added up, int64 by int64, over the threads and then over the ranks
+ *             (in the pass of maxima: the largest of them is taken)
  *         finish on every rank
  *     apply on every tile of this rank
  *
@@ -39,10 +40,15 @@
 
 enum {
     STATS_TILE_ELEMENTS = 4096,
-    STATS_MAX_PASSES = 3,
+    STATS_MAX_PASSES = 4,
+    STATS_PASS_MAXIMA = 3, /* the last: its limbs are not added up, the largest counts */
     STATS_MAX_VECTORS = 12,
     STATS_MAX_PARTS = 3,
 };
+
+/* Vectors of a state with rank-1 scales: the largest of each row and of each column. */
+#define STATS_ROW_MAX "exp_avg_sq.row_max"
+#define STATS_COL_MAX "exp_avg_sq.col_max"
 
 /* What accumulate reads of a tile beside the gradient: bits of optim_stats.reads[pass]. */
 enum { STATS_READS_STATES = 1, STATS_READS_MASTER = 2 };
@@ -61,6 +67,7 @@ struct optim_stats {
 
     /* The shape that the rule sees; cols = 0: single elements, no blocks, rows or columns. */
     int64_t n_elements, rows, cols;
+    int rank1;   /* an element-wise rule's state whose scales are of rank 1 (codec.h); -1: none */
     int n_parts; /* adam_mini's blocks */
     struct optim_part parts[STATS_MAX_PARTS];
     bool scale_parameter;            /* adafactor */
@@ -99,9 +106,12 @@ struct optim_stats_rule {
                    int64_t *limbs, float *const *vectors);
 };
 
-/* Passes and vectors of a rule with these options; NULL: element-wise, update it by its kernel. */
+/*
+ * Passes and vectors of a rule with these options, and with a state of rank-1 scales (-1: none);
+ * NULL: element-wise, update it by its kernel.
+ */
 const struct optim_stats_rule *optim_stats_of(const struct optim_rule *rule,
-                                              const struct optim_hyper *hyper);
+                                              const struct optim_hyper *hyper, int rank1);
 
 /*
  * The statistics of `tensor` under `rule`.  SHOAL_ERR_INTERNAL if it has none, SHOAL_ERR_CONFIG if the rule cannot treat the tensor:
@@ -109,7 +119,11 @@ const struct optim_stats_rule *optim_stats_of(const struct optim_rule *rule,
  * the rule does not go with an option.
  */
 shoal_status optim_stats_init(const struct optim_rule *rule, const struct optim_hyper *hyper,
-                              const struct tensor *tensor, struct optim_stats *stats_out);
+                              const struct tensor *tensor, int rank1,
+                              struct optim_stats *stats_out);
+
+/* The limbs of the pass that has most. */
+int64_t optim_stats_limbs(const struct optim_stats *stats);
 
 /* Use the kernels for `isa` instead ("scalar", "avx2", "avx512"); false if this CPU has none. */
 bool optim_stats_use(struct optim_stats *stats, const char *isa);

@@ -17,6 +17,10 @@
  *     p    = master * [decay ? 1 - lr * weight_decay : 1] - (kept ? u * [s] : 0)
  *
  * States change as without the options.
+ *
+ * A state of rank-1 scales (codec.h): its codes are read with the largest of rows and columns of the
+ * step before and written with those of this one, for which pass STATS_PASS_MAXIMA runs the rule on
+ * copies.
  */
 
 bool stats_clips(const struct optim_rule *rule, const struct optim_hyper *hyper)
@@ -27,7 +31,14 @@ bool stats_clips(const struct optim_rule *rule, const struct optim_hyper *hyper)
 static shoal_status elements_init(const struct optim_hyper *hyper, const struct tensor *tensor,
                                   struct optim_stats *stats)
 {
-    (void)tensor;
+    if (stats->rank1 >= 0) {
+        int64_t *n = stats->vector_elements;
+
+        stats->rows = n[ELEMENTS_ROW] = n[ELEMENTS_ROW_BEFORE] = tensor->shape[0];
+        stats->cols = n[ELEMENTS_COL] = n[ELEMENTS_COL_BEFORE] = tensor->shape[1];
+        stats->n_limbs[STATS_PASS_MAXIMA] = stats->rows + stats->cols;
+        stats->reads[STATS_PASS_MAXIMA] = STATS_READS_STATES | STATS_READS_MASTER;
+    }
     if (stats_clips(stats->rule, hyper)) {
         stats->n_limbs[ELEMENTS_CLIP] = EXACT_LIMBS;
         stats->reads[ELEMENTS_CLIP] = STATS_READS_STATES;
@@ -41,6 +52,15 @@ static shoal_status elements_init(const struct optim_hyper *hyper, const struct 
     return SHOAL_OK;
 }
 
+/* `limbs` hold the bits of maxima. */
+static void finish_maxima(const int64_t *limbs, int64_t n, float *largest, float *before)
+{
+    for (int64_t i = 0; i < n; i++) {
+        before[i] = largest[i];
+        largest[i] = float_of((uint32_t)limbs[i]);
+    }
+}
+
 static void elements_finish(const struct optim_stats *stats, const struct optim_stats_step *step,
                             int pass, int64_t *limbs, float *const *vectors)
 {
@@ -50,6 +70,10 @@ static void elements_finish(const struct optim_stats *stats, const struct optim_
         const double norm = sqrt(exact_sum_value(sum));
 
         vectors[ELEMENTS_CLIP][0] = norm <= 1.0 ? 1.0f : (float)(1.0 / norm); /* NaN stays */
+    } else if (pass == STATS_PASS_MAXIMA) {
+        finish_maxima(limbs, stats->rows, vectors[ELEMENTS_ROW], vectors[ELEMENTS_ROW_BEFORE]);
+        finish_maxima(limbs + stats->rows, stats->cols, vectors[ELEMENTS_COL],
+                      vectors[ELEMENTS_COL_BEFORE]);
     } else {
         const double share = (double)limbs[0] / (double)stats->n_elements;
 
@@ -58,12 +82,16 @@ static void elements_finish(const struct optim_stats *stats, const struct optim_
 }
 
 const struct optim_stats_rule optim_elements_stats = {
-    .n_passes = ELEMENTS_VECTORS,
+    .n_passes = STATS_PASS_MAXIMA + 1,
     .n_vectors = ELEMENTS_VECTORS,
     .vectors =
         {
             [ELEMENTS_CLIP] = {"clip", false},
             [ELEMENTS_MASK] = {"mask_factor", false},
+            [ELEMENTS_ROW] = {STATS_ROW_MAX, true},
+            [ELEMENTS_COL] = {STATS_COL_MAX, true},
+            [ELEMENTS_ROW_BEFORE] = {"row_max_before", false},
+            [ELEMENTS_COL_BEFORE] = {"col_max_before", false},
         },
     .kernels = {&optim_elements_scalar, &optim_elements_avx2, &optim_elements_avx512},
     .init = elements_init,

@@ -1,5 +1,7 @@
 #include "optim/tiles.h"
 
+#include "optim/element_rules.h"
+
 enum { TILE_ELEMENTS = 64 * 1024, LONG_TILE_ELEMENTS = 1 << 30 };
 
 /* Where the states of a tensor's element `begin` lie in the buffers of the slice `origin`. */
@@ -112,8 +114,66 @@ static char *low_of(const struct tile_buffers *buffers, const struct tile *tile,
     return buffers->master + ((size_t)tile->at + at) * (size_t)buffers->setup->master->bits / 8;
 }
 
+void tile_vectors(const struct tile_buffers *buffers, int tensor,
+                  float *vectors_out[STATS_MAX_VECTORS])
+{
+    for (int v = 0; v < STATS_MAX_VECTORS; v++)
+        vectors_out[v] = buffers->own_vectors != NULL
+                             ? buffers->own_vectors[v]
+                             : (float *)(void *)(buffers->vectors +
+                                                 optim_vector_offset(buffers->setup, tensor, v));
+}
+
+/* One for each element. */
+static void rank1_scales(const struct tile_buffers *buffers, const struct tile *tile, size_t at,
+                         size_t n, enum tile_scales which, float *scales)
+{
+    const bool now = which == SCALES_NOW;
+    float *vectors[STATS_MAX_VECTORS];
+
+    tile_vectors(buffers, tile->tensor, vectors);
+    codec_rank1_scales(vectors[now ? ELEMENTS_ROW : ELEMENTS_ROW_BEFORE],
+                       vectors[now ? ELEMENTS_COL : ELEMENTS_COL_BEFORE],
+                       buffers->setup->tensors[tile->tensor].stats->cols, tile->begin + (int64_t)at,
+                       n, scales);
+}
+
+static void decode_state(const struct tile_buffers *buffers, const struct tile *tile, int k,
+                         size_t at, size_t n, enum tile_scales which, float *x)
+{
+    const struct optim_tensor *tensor = &buffers->setup->tensors[tile->tensor];
+    const struct optim_codec *codec = tensor->codecs[k];
+    const void *codes = codes_of(buffers, tile, k, at);
+
+    if (k == tensor->rank1) {
+        float scales[OPTIM_PIECE];
+
+        rank1_scales(buffers, tile, at, n, which, scales);
+        codec->decode_scaled(codes, scales, n, x);
+        return;
+    }
+    codec->decode[tensor->rule->state_unsigned[k]](codes, scales_of(buffers, tile, k, at), n, x);
+}
+
+static void encode_state(const struct tile_buffers *buffers, const struct tile *tile, int k,
+                         size_t at, size_t n, const float *x)
+{
+    const struct optim_tensor *tensor = &buffers->setup->tensors[tile->tensor];
+    const struct optim_codec *codec = tensor->codecs[k];
+    void *codes = codes_of(buffers, tile, k, at);
+
+    if (k == tensor->rank1) {
+        float scales[OPTIM_PIECE];
+
+        rank1_scales(buffers, tile, at, n, SCALES_NOW, scales);
+        codec->encode_scaled(x, scales, n, codes);
+        return;
+    }
+    codec->encode[tensor->rule->state_unsigned[k]](x, n, codes, scales_of(buffers, tile, k, at));
+}
+
 void tile_decode(const struct tile_buffers *buffers, const struct tile *tile, size_t at, size_t n,
-                 struct tile_piece *piece, struct optim_extent *extent_out)
+                 enum tile_scales scales, struct tile_piece *piece, struct optim_extent *extent_out)
 {
     const struct optim_tensor *tensor = &buffers->setup->tensors[tile->tensor];
     const struct optim_rule *rule = tensor->rule;
@@ -128,15 +188,12 @@ void tile_decode(const struct tile_buffers *buffers, const struct tile *tile, si
             piece->grad[i] = bf16_to_f32(buffers->grad_bf16[(size_t)tile->grad_at + at + i]);
     }
     for (int k = 0; k < rule->n_states; k++) {
-        const struct optim_codec *codec = tensor->codecs[k];
-
-        if (codec->bits == 32) {
+        if (tensor->codecs[k]->bits == 32) {
             extent_out->states[k] = codes_of(buffers, tile, k, at);
             continue;
         }
         extent_out->states[k] = piece->states[k];
-        codec->decode[rule->state_unsigned[k]](
-            codes_of(buffers, tile, k, at), scales_of(buffers, tile, k, at), n, piece->states[k]);
+        decode_state(buffers, tile, k, at, n, scales, piece->states[k]);
     }
     if (master->bits == 32) {
         extent_out->master = (float *)(void *)low_of(buffers, tile, at);
@@ -155,22 +212,10 @@ void tile_encode(const struct tile_buffers *buffers, const struct tile *tile, si
 
     for (int k = 0; k < tensor->rule->n_states; k++)
         if (tensor->codecs[k]->bits != 32)
-            tensor->codecs[k]->encode[tensor->rule->state_unsigned[k]](
-                piece->states[k], n, codes_of(buffers, tile, k, at),
-                scales_of(buffers, tile, k, at));
+            encode_state(buffers, tile, k, at, n, piece->states[k]);
     if (master->bits != 32)
         master->encode(piece->master, n, key, (uint64_t)tile->begin + at,
                        buffers->param + (size_t)tile->at + at, low_of(buffers, tile, at));
-}
-
-void tile_vectors(const struct tile_buffers *buffers, int tensor,
-                  float *vectors_out[STATS_MAX_VECTORS])
-{
-    for (int v = 0; v < STATS_MAX_VECTORS; v++)
-        vectors_out[v] = buffers->own_vectors != NULL
-                             ? buffers->own_vectors[v]
-                             : (float *)(void *)(buffers->vectors +
-                                                 optim_vector_offset(buffers->setup, tensor, v));
 }
 
 /* The slot of a buffer must exist and hold so many bytes from its offset on. */

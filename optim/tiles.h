@@ -29,6 +29,9 @@ struct tile_buffers {
     float *const *own_vectors; /* of the only tensor, each on its own, instead of vectors; NULL */
 };
 
+/* Scales of rows and columns: while UPDATE writes codes for new ones, it reads those before. */
+enum tile_scales { SCALES_NOW, SCALES_BEFORE };
+
 /* fp32 copies of what rests in another form. */
 struct tile_piece {
     _Alignas(64) float states[OPTIM_MAX_STATES][OPTIM_PIECE];
@@ -69,7 +72,8 @@ bool tile_in_place(const struct tile_buffers *buffers, const struct tile *tile);
  * value, the extent would be copied as soon as written, which waits for all that was decoded.)
  */
 void tile_decode(const struct tile_buffers *buffers, const struct tile *tile, size_t at, size_t n,
-                 struct tile_piece *piece, struct optim_extent *extent_out);
+                 enum tile_scales scales, struct tile_piece *piece,
+                 struct optim_extent *extent_out);
 
 /* Put back what tile_decode decoded; `key` is for stochastic rounding. */
 void tile_encode(const struct tile_buffers *buffers, const struct tile *tile, size_t at, size_t n,
@@ -83,7 +87,7 @@ void tile_vectors(const struct tile_buffers *buffers, int tensor,
 void tiles_update(struct tile_work *work);
 
 /*
- * Limbs [begin, end) of one pass over all tiles, those of all threads added up into the first
+ * Limbs [begin, end) of one pass over all tiles, those of all threads joined into the first
  * n_limbs of `limbs`, int64 [threads][n_limbs]; a step to skip leaves zeros.  FINISH makes vectors
  * of them, where the tensor has any.
  */

@@ -66,6 +66,12 @@ static int number_of(const char *name, const char *const *names, int n)
     return -1;
 }
 
+/* What sets rank-1 scales apart is no codec of a device. */
+static int codec_number(const struct optim_codec *codec)
+{
+    return codec->encode_scaled != NULL ? CODE_LPMM4 : number_of(codec->name, CODECS, CODE_COUNT);
+}
+
 shoal_status optim_check_device(const char *device, const struct optim_rule *rule)
 {
     if (strcmp(device, "cuda") != 0 || rule_number(rule) >= 0)
@@ -80,7 +86,7 @@ bool update_uses_maps(const struct optim_setup *setup, int unit)
 
     for (int t = u->first_tensor; t < u->first_tensor + u->n_tensors; t++)
         for (int k = 0; k < setup->tensors[t].rule->n_states; k++)
-            if (number_of(setup->tensors[t].codecs[k]->name, CODECS, CODE_COUNT) >= CODE_BNB8)
+            if (codec_number(setup->tensors[t].codecs[k]) >= CODE_BNB8)
                 return true;
     return false;
 }
@@ -92,7 +98,7 @@ static void fill_states(const struct tile_buffers *buffers, const struct tile *t
 
     part->n_states = tensor->rule->n_states;
     for (int k = 0; k < part->n_states && k < WORK_STATES; k++) {
-        part->codec[k] = number_of(tensor->codecs[k]->name, CODECS, CODE_COUNT);
+        part->codec[k] = codec_number(tensor->codecs[k]);
         part->is_unsigned[k] = tensor->rule->state_unsigned[k];
         part->codes[k] = buffers->kinds[tensor->codes[k]] + tile->codes[k];
         if (tensor->scales[k] >= 0)
@@ -118,6 +124,7 @@ static void fill_part(const struct tile_buffers *buffers, const struct optim_ste
         .n = (uint32_t)tile->n,
         .rule = rule,
         .master = number_of(master->name, MASTERS, MASTER_COUNT),
+        .rank1 = tensor->rank1,
         .decay = tensor->decay ? scalars->f[SCALAR_DECAY] : RULES[rule].no_decay,
     };
     if (master->bits > 0)
@@ -143,8 +150,9 @@ static void fill_blocks(const struct optim_stats *stats, struct update_part *par
 }
 
 static void fill_statistics(const struct tile_buffers *buffers, const struct tile *tile,
-                            struct update_part *part)
+                            enum tile_scales scales, struct update_part *part)
 {
+    const bool now = scales == SCALES_NOW;
     const struct optim_tensor *tensor = &buffers->setup->tensors[tile->tensor];
     const struct optim_stats *stats = tensor->stats;
     float *vectors[STATS_MAX_VECTORS];
@@ -155,6 +163,12 @@ static void fill_statistics(const struct tile_buffers *buffers, const struct til
     for (int v = 0; v < stats->how->n_vectors; v++)
         part->vectors[v] = stats->vector_elements[v] > 0 ? vectors[v] : NULL;
     part->decays = tensor->decay;
+    if (stats->rank1 >= 0) {
+        part->row = vectors[now ? ELEMENTS_ROW : ELEMENTS_ROW_BEFORE];
+        part->col = vectors[now ? ELEMENTS_COL : ELEMENTS_COL_BEFORE];
+        part->new_row = vectors[ELEMENTS_ROW];
+        part->new_col = vectors[ELEMENTS_COL];
+    }
     fill_blocks(stats, part);
     if (stats->how == &optim_elements_stats && stats->n_limbs[ELEMENTS_MASK] > 0) {
         part->weight_decay = part->decay;
@@ -168,7 +182,7 @@ void update_work_fill(const struct tile_buffers *buffers, const struct optim_ste
     *work = (struct update_work){.n_parts = (int32_t)n, .grad_scale = step->grad_scale};
     for (size_t i = 0; i < n; i++) {
         fill_part(buffers, step, &tiles[i], &work->parts[i]);
-        fill_statistics(buffers, &tiles[i], &work->parts[i]);
+        fill_statistics(buffers, &tiles[i], SCALES_BEFORE, &work->parts[i]);
     }
 }
 
@@ -225,7 +239,9 @@ static int sums_of(const struct optim_stats *stats, int pass, struct part_sum ou
         return 1;
     default:
         out[0] = pass == ELEMENTS_CLIP ? (struct part_sum){VALUE_CORRECTED, SUM_TENSOR, 0, 0}
-                                       : (struct part_sum){VALUE_AGREES, SUM_ELEMENTS, 0, 0};
+                 : pass == ELEMENTS_MASK
+                     ? (struct part_sum){VALUE_AGREES, SUM_ELEMENTS, 0, 0}
+                     : (struct part_sum){VALUE_MOMENT, SUM_MAXIMA, 0, stats->rows};
         return 1;
     }
 }
@@ -239,7 +255,7 @@ static void fill_sum(const struct sums_work *sums, const struct tile *tile,
                                                 .grad_squares = step->grad_squares};
 
     fill_part(sums->buffers, step, tile, part);
-    fill_statistics(sums->buffers, tile, part);
+    fill_statistics(sums->buffers, tile, SCALES_NOW, part);
     part->value = (int32_t)sum->value;
     part->sum = (int32_t)sum->sum;
     part->limbs = sums->limbs + tensor->limbs_at + sum->at;

@@ -56,6 +56,7 @@ enum element_value {
     VALUE_RESIDUAL,  /* came: the clipped u less its average */
     VALUE_CORRECTED, /* mars: the corrected gradient */
     VALUE_AGREES,    /* cautious: whether the step is kept */
+    VALUE_MOMENT,    /* the second moment that the step will have, by its magnitude's bits */
     VALUE_COUNT
 };
 
@@ -66,6 +67,7 @@ enum element_sum {
     SUM_TENSOR,   /* squares, one exact sum */
     SUM_BITS,     /* no sum: the bits of each element */
     SUM_ELEMENTS, /* how many elements */
+    SUM_MAXIMA,   /* no sum: the largest of each row, then of each column */
     SUM_COUNT
 };
 
@@ -88,13 +90,16 @@ struct update_part {
     uint32_t first_block; /* of threads, of all of this work; set by launchers */
     int32_t rule, master, n_states;
     int32_t codec[WORK_STATES], is_unsigned[WORK_STATES];
+    int32_t rank1; /* the state whose scales are of rows and columns; -1: none */
     float decay;
     float f[12]; /* scalars of the step */
 
     /* Of rules over sums, else zeros. */
     const float *vectors[WORK_VECTORS]; /* by the rule's indices; NULL: none */
     uint32_t cols;                      /* of a tensor with rows or blocks */
-    int32_t n_blocks;                   /* runs of blocks of one length */
+    /* Of rank1: what its codes are read with, and written with. */
+    const float *row, *col, *new_row, *new_col;
+    int32_t n_blocks; /* runs of blocks of one length */
     struct work_blocks blocks[WORK_BLOCKS];
     float weight_decay; /* cautious: instead of `decay`, which leaves weights alone */
     int32_t decays;     /* factored: by the tensor's vector */

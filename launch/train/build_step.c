@@ -1,4 +1,5 @@
 #include "launch/train/train_internal.h"
+#include "optim/stats.h"
 
 #include <stdlib.h>
 
@@ -328,7 +329,10 @@ static shoal_status finish_statistics(struct step_builder *s, int pass)
     SHOAL_TRY(train_op_copy(s->sched, build, s->env, OP_NORM, build->limbs, build->host_limbs,
                             n_limbs * sizeof(int64_t)));
     if (build->policy.n_ranks > 1)
-        SHOAL_TRY(comm_op_all_reduce_i64(s->sched, s->env->comm, -1, build->host_limbs, n_limbs));
+        SHOAL_TRY(
+            pass == STATS_PASS_MAXIMA
+                ? comm_op_all_reduce_max_i64(s->sched, s->env->comm, -1, build->host_limbs, n_limbs)
+                : comm_op_all_reduce_i64(s->sched, s->env->comm, -1, build->host_limbs, n_limbs));
     for (int unit = 0; unit < build->n_units; unit++) {
         struct optim_refs refs = unit_refs(s, unit);
         refs.limbs = build->host_limbs;
@@ -349,6 +353,8 @@ static shoal_status statistics(struct step_builder *s)
     struct build *build = s->build;
 
     for (int pass = 0; pass < build->setup->n_passes; pass++) {
+        if (!optim_pass_is_used(build->setup, pass))
+            continue;
         for (int unit = 0; unit < build->n_units; unit++) {
             struct optim_refs refs = unit_refs(s, unit);
             struct shard stored = build_stored(build, unit);

@@ -85,7 +85,7 @@ void piece_codec_name(const struct optim_codec *codec, char out[CKPT_CODEC_BYTES
 }
 
 /* Codes of less than a byte are stored packed: an item is a byte then. */
-void piece_codes(const struct optim_codec *codec, int64_t n_elements, struct shard part,
+void piece_codes(const struct optim_codec *codec, bool rank1, int64_t n_elements, struct shard part,
                  struct ckpt_piece *piece)
 {
     const size_t bytes = codec->bits < 8 ? 1 : (size_t)codec->bits / 8;
@@ -95,6 +95,8 @@ void piece_codes(const struct optim_codec *codec, int64_t n_elements, struct sha
     piece->begin = (int64_t)(codec_code_bytes(codec, (size_t)part.begin) / bytes);
     piece->end = (int64_t)(codec_code_bytes(codec, (size_t)part.end) / bytes);
     piece_codec_name(codec, piece->codec);
+    if (rank1)
+        snprintf(piece->codec, sizeof piece->codec, "%s", codec->name); /* no blocks */
     if (codec->block == 0)
         piece->n_items = 0; /* the tensor's own shape */
 }
@@ -129,7 +131,7 @@ static void add_states(struct piece_builder *b, int t, struct shard part)
                     optim_kind_tensor_bytes(build->setup, t, kind, before);
             struct ckpt_piece *piece = add(b, t, build->setup->kinds[kind], data);
             if (plane == 0)
-                piece_codes(state->codecs[k], tensor->n_elements, part, piece);
+                piece_codes(state->codecs[k], k == state->rank1, tensor->n_elements, part, piece);
             else
                 piece_scales(state->codecs[k], tensor->n_elements, part, piece);
         }

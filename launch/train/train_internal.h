@@ -320,7 +320,7 @@ shoal_status state_pieces(struct trainer *trainer, bool stored, struct state_pie
 void state_pieces_free(struct state_pieces *pieces);
 
 /* Type, length, range and codec of a piece of codes, or of their scales, for elements [part). */
-void piece_codes(const struct optim_codec *codec, int64_t n_elements, struct shard part,
+void piece_codes(const struct optim_codec *codec, bool rank1, int64_t n_elements, struct shard part,
                  struct ckpt_piece *piece);
 void piece_scales(const struct optim_codec *codec, int64_t n_elements, struct shard part,
                   struct ckpt_piece *piece);

@@ -37,6 +37,12 @@ static __device__ __forceinline__ uint32_t block_max(uint32_t key, int block)
     return key;
 }
 
+/* Tensors of 2^32 elements are rare, and the long division is slow. */
+static __device__ __forceinline__ uint64_t divide(uint64_t x, uint32_t by)
+{
+    return x >> 32 == 0 ? (uint32_t)x / by : x / by;
+}
+
 /* Where a thread's element is, and what one of its states rests in. */
 struct place {
     size_t i; /* in the part */
@@ -45,13 +51,45 @@ struct place {
     float *scales;
     int codec;
     bool is_unsigned;
+    bool scaled; /* by the largest of its row and column, instead of blocks */
+    float scale;
 };
 
+static __device__ __forceinline__ float rank1_scale(const update_part &part, size_t i,
+                                                    const float *of_row, const float *of_col)
+{
+    const uint64_t element = part.begin + i;
+    const uint64_t row = divide(element, part.cols);
+    const float r = of_row[row], c = of_col[element - row * part.cols];
+
+    return c < r ? c : r;
+}
+
+/* State k of element i with the scales that its codes were written with. */
 static __device__ __forceinline__ place place_of(const update_part &part, int k, size_t i,
                                                  bool live)
 {
-    return {
-        i, live, (uint8_t *)part.codes[k], part.scales[k], part.codec[k], part.is_unsigned[k] != 0};
+    const bool scaled = k == part.rank1;
+
+    return {i,
+            live,
+            (uint8_t *)part.codes[k],
+            part.scales[k],
+            part.codec[k],
+            part.is_unsigned[k] != 0,
+            scaled,
+            scaled && live ? rank1_scale(part, i, part.row, part.col) : 0.0f};
+}
+
+/* The same with those that they are written with. */
+static __device__ __forceinline__ place new_place_of(const update_part &part, int k, size_t i,
+                                                     bool live)
+{
+    place at = place_of(part, k, i, live);
+
+    if (at.scaled && live)
+        at.scale = rank1_scale(part, i, part.new_row, part.new_col);
+    return at;
 }
 
 static __device__ __forceinline__ void put_scale(const place &at, int block, float scale)
@@ -139,13 +177,14 @@ static __device__ __forceinline__ void encode_map(const place &at, float x)
     const bool ao = kind == MAP_AO8 || kind == MAP_AO4;
     const bool bytes = kind == MAP_BNB8 || kind == MAP_AO8;
     const int block = bytes ? 256 : 128;
-    const float scale = map_scale(ao, block_max(map_key(ao, x), block));
+    const float scale = at.scaled ? at.scale : map_scale(ao, block_max(map_key(ao, x), block));
     const map_steps *steps = &device_maps[kind][at.is_unsigned].steps;
     const map_search search = {steps->least, (uint32_t)steps->shift, steps->cells, steps->cell,
                                kind == MAP_BNB8 && !at.is_unsigned};
     const uint32_t code = map_code(search, x, scale);
 
-    put_scale(at, block, scale);
+    if (!at.scaled)
+        put_scale(at, block, scale);
     if (bytes)
         put_byte(at, code);
     else
@@ -186,7 +225,7 @@ static __device__ __forceinline__ float decode_map(const place &at)
     const int kind = at.codec - CODE_BNB8;
     const bool bytes = kind == MAP_BNB8 || kind == MAP_AO8;
     const uint32_t code = bytes ? at.codes[at.i] : get_nibble(at, kind == MAP_AO4);
-    const float scale = at.scales[at.i / (bytes ? 256 : 128)];
+    const float scale = at.scaled ? at.scale : at.scales[at.i / (bytes ? 256 : 128)];
 
     return one_nan(device_maps[kind][at.is_unsigned].values[code] * scale);
 }

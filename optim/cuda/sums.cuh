@@ -24,12 +24,6 @@ struct spot {
     uint32_t col;
 };
 
-/* Tensors of 2^32 elements are rare, and the long division is slow. */
-static __device__ __forceinline__ uint64_t divide(uint64_t x, uint32_t by)
-{
-    return x >> 32 == 0 ? (uint32_t)x / by : x / by;
-}
-
 static __device__ __forceinline__ spot spot_of(const update_part &part, size_t i)
 {
     const uint64_t element = part.begin + i;
@@ -247,4 +241,31 @@ static __device__ __forceinline__ void sum_columns(const update_part &part, floa
             limbs[k] += term.limbs[k];
     }
     add_limbs(part, col, limbs);
+}
+
+/* What is read may be too low by now, never too high: then the atomic maximum settles it. */
+static __device__ __forceinline__ void raise(int64_t *limb, uint32_t key)
+{
+    if (*(const volatile int64_t *)limb < (int64_t)key)
+        atomicMax((unsigned long long *)limb, (unsigned long long)key);
+}
+
+/* The largest of rows and columns; all threads must call it, those without an element with 0. */
+static __device__ __forceinline__ void raise_maxima(const update_part &part, size_t i, bool live,
+                                                    uint32_t key)
+{
+    const spot at = spot_of(part, i);
+    const uint32_t lane = threadIdx.x % WARP;
+    const bool one_row = at.col >= lane && at.col - lane + WARP <= part.cols; /* the warp's */
+    uint32_t largest = key;
+
+    for (int distance = WARP / 2; distance > 0; distance /= 2)
+        largest = max_bits(largest, __shfl_xor_sync(0xffffffffu, largest, distance));
+    if (!live)
+        return;
+    if (!one_row)
+        raise(&part.limbs[at.row], key);
+    else if (lane == 0)
+        raise(&part.limbs[at.row], largest);
+    raise(&part.limbs[part.n_sums + at.col], key);
 }

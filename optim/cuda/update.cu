@@ -138,7 +138,7 @@ static __global__ void __launch_bounds__(QUANTUM_THREADS)
     ELEMENT_UNROLL
     for (int k = 0; k < WORK_STATES; k++)
         if (k < part.n_states)
-            encode(place_of(part, k, i, live), one_nan(s[k]));
+            encode(new_place_of(part, k, i, live), one_nan(s[k]));
     encode_master(part, i, live, p);
 }
 
@@ -156,6 +156,22 @@ static __device__ __forceinline__ void sum_agreeing(const update_part &part, flo
     sum_elements(part, agrees);
 }
 
+/* All threads must call it. */
+static __device__ __forceinline__ void find_maxima(const update_part &part, float grad_scale,
+                                                   size_t i)
+{
+    const bool live = i < part.n;
+    float s[WORK_STATES];
+    uint32_t key = 0;
+
+    if (live) {
+        decode_states(part, i, s);
+        clipped_step(part, part.grad[i] * grad_scale, decode_master(part, i), s);
+        key = map_key(false, one_nan(s[part.rank1]));
+    }
+    raise_maxima(part, i, live, key);
+}
+
 static __global__ void __launch_bounds__(QUANTUM_THREADS)
     sum_quanta(const __grid_constant__ update_work work)
 {
@@ -167,6 +183,11 @@ static __global__ void __launch_bounds__(QUANTUM_THREADS)
         return;
     if (part.sum == SUM_COLUMNS) {
         sum_columns(part, work.grad_scale, block);
+        return;
+    }
+
+    if (part.sum == SUM_MAXIMA) {
+        find_maxima(part, work.grad_scale, i);
         return;
     }
 
@@ -196,15 +217,24 @@ static bool good_states(const update_part *part)
 
     for (int k = 0; good && k < part->n_states; k++)
         good = part->codes[k] != NULL && part->codec[k] >= 0 && part->codec[k] < CODE_COUNT &&
-               (part->scales[k] != NULL || part->codec[k] <= CODE_BF16);
+               (part->scales[k] != NULL || part->codec[k] <= CODE_BF16 || k == part->rank1);
     return good;
+}
+
+/* What a state of rank-1 scales needs: `sums` do not write codes. */
+static bool good_rank1(const update_part *part)
+{
+    return part->rank1 < 0 ||
+           (part->rank1 < part->n_states && part->codec[part->rank1] == CODE_LPMM4 &&
+            part->cols > 0 && part->row != NULL && part->col != NULL && part->new_row != NULL &&
+            part->new_col != NULL);
 }
 
 static bool good_part(const update_part *part)
 {
     return part->n > 0 && part->grad != NULL && part->rule >= 0 && part->rule < RULE_COUNT &&
            part->master >= 0 && part->master < MASTER_COUNT && good_states(part) &&
-           part->begin % QUANTUM_THREADS == 0 &&
+           good_rank1(part) && part->begin % QUANTUM_THREADS == 0 &&
            (part->low != NULL || part->master == MASTER_BF16SR) &&
            (part->param != NULL || part->master == MASTER_FP32);
 }
@@ -235,7 +265,9 @@ static bool good_sum(const update_part *part)
 
     return part->limbs != NULL && part->value >= 0 && part->value < VALUE_COUNT && part->sum >= 0 &&
            part->sum < SUM_COUNT && (part->sum == SUM_ELEMENTS) == (part->value == VALUE_AGREES) &&
-           (!by_columns || part->cols > 0) && (!(by_blocks || by_columns) || part->n_sums > 0) &&
+           (part->sum == SUM_MAXIMA) == (part->value == VALUE_MOMENT) &&
+           (part->sum != SUM_MAXIMA || part->rank1 >= 0) && (!by_columns || part->cols > 0) &&
+           (!(by_blocks || by_columns) || part->n_sums > 0) &&
            part->n_blocks >= (by_blocks ? 1 : 0) && part->n_blocks <= WORK_BLOCKS;
 }
 

@@ -379,9 +379,9 @@ static const struct config_key keys[] = {
      FIELD(optimizer.state),
      .fallback = "fp32",
      .also = "optim_bits quantized_state use_8bit",
-     .help = "How optimizer state rests: fp32, bf16, int8, int4, fp8, or bnb8, ao4 and lpmm4 as "
-             "other software has them. Embeddings, the head, norms, biases and tensors below 4096 "
-             "elements keep fp32."},
+     .help = "How optimizer state rests: fp32, bf16, int8, int4, fp8, or bnb8, ao8, ao4, "
+             "lpmm4 and lpmm4_rank1 as other software has them. Embeddings, the head, norms, "
+             "biases and tensors below 4096 elements keep fp32."},
     {.path = "optimizer.groups",
      .type = CONFIG_STRINGS,
      FIELD(optimizer.groups),

@@ -55,7 +55,7 @@ static inline void trained_init(struct trained *t, const char *rule, const struc
     t->hyper = *hyper;
     t->decay = tensor->decay;
     t->n = tensor->n_elements;
-    cr_assert_eq(optim_stats_init(find_rule(rule), hyper, tensor, &t->stats), SHOAL_OK, "%s",
+    cr_assert_eq(optim_stats_init(find_rule(rule), hyper, tensor, -1, &t->stats), SHOAL_OK, "%s",
                  shoal_last_error());
     t->grad = zeros(t->n, sizeof *t->grad);
     t->master = zeros(t->n, sizeof *t->master);

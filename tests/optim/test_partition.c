@@ -114,7 +114,7 @@ static void check_refused(const char *rule, const struct tensor *tensor, const c
 {
     struct optim_stats stats = {.n_elements = -7};
 
-    cr_assert_eq(optim_stats_init(find_rule(rule), &ordinary, tensor, &stats), SHOAL_ERR_CONFIG,
+    cr_assert_eq(optim_stats_init(find_rule(rule), &ordinary, tensor, -1, &stats), SHOAL_ERR_CONFIG,
                  "%s took %s", rule, says);
     cr_assert_not_null(strstr(shoal_last_error(), says), "%s", shoal_last_error());
     cr_assert_eq(stats.n_elements, -7);
@@ -154,8 +154,9 @@ Test(partition, an_element_wise_rule_without_options_has_no_statistics)
     struct optim_stats stats;
 
     hyper.tensor_clip = true; /* of mars alone */
-    cr_assert_null(optim_stats_of(find_rule("adamw"), &hyper));
-    cr_assert_eq(optim_stats_init(find_rule("adamw"), &hyper, &tensor, &stats), SHOAL_ERR_INTERNAL);
+    cr_assert_null(optim_stats_of(find_rule("adamw"), &hyper, -1));
+    cr_assert_eq(optim_stats_init(find_rule("adamw"), &hyper, &tensor, -1, &stats),
+                 SHOAL_ERR_INTERNAL);
 }
 
 Test(partition, rules_that_cannot_be_cautious_are_refused)
@@ -167,7 +168,7 @@ Test(partition, rules_that_cannot_be_cautious_are_refused)
 
     hyper.cautious = true;
     for (size_t k = 0; k < sizeof rules / sizeof rules[0]; k++) {
-        cr_assert_eq(optim_stats_init(find_rule(rules[k]), &hyper, &tensor, &stats),
+        cr_assert_eq(optim_stats_init(find_rule(rules[k]), &hyper, &tensor, -1, &stats),
                      SHOAL_ERR_CONFIG, "%s", rules[k]);
         cr_assert_not_null(strstr(shoal_last_error(), "cautious"));
     }

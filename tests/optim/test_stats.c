@@ -404,7 +404,7 @@ Test(stats, vectors_have_names_that_checkpoints_can_hold)
 {
     for (int k = 0; k < N_RULES; k++) {
         const struct optim_hyper hyper = hyper_of(k);
-        const struct optim_stats_rule *how = optim_stats_of(find_rule(RULES[k].rule), &hyper);
+        const struct optim_stats_rule *how = optim_stats_of(find_rule(RULES[k].rule), &hyper, -1);
 
         for (int i = 0; i < how->n_vectors; i++) {
             cr_assert_leq(strlen(how->vectors[i].name), 23);

@@ -1,5 +1,6 @@
 #include "tests/optim/world.h"
 
+#include "optim/stats.h"
 #include "runtime/base/rng.h"
 
 #include <criterion/criterion.h>
@@ -169,15 +170,19 @@ static void make_sums(struct world *world, int pass)
 }
 
 /* What the all-reduce between the passes does. */
-static void add_limbs(struct world *world)
+static void join_limbs(struct world *world, int pass)
 {
     int64_t *first = plan_ref(world->plan, world->refs[0].limbs);
 
     for (int rank = 1; rank < world->n_ranks; rank++) {
         const int64_t *limbs = plan_ref(world->plan, world->refs[rank].limbs);
 
-        for (size_t i = 0; i < world->setup->n_limbs; i++)
-            first[i] += limbs[i];
+        for (size_t i = 0; i < world->setup->n_limbs; i++) {
+            if (pass != STATS_PASS_MAXIMA)
+                first[i] += limbs[i];
+            else if (limbs[i] > first[i])
+                first[i] = limbs[i];
+        }
     }
     for (int rank = 1; rank < world->n_ranks; rank++)
         memcpy(plan_ref(world->plan, world->refs[rank].limbs), first,
@@ -252,7 +257,7 @@ void world_begin(struct world *world, int64_t update, double lr)
 
 void world_finish(struct world *world, int pass)
 {
-    add_limbs(world);
+    join_limbs(world, pass);
     cr_assert_eq(exec_run(world->finish[pass]), SHOAL_OK, "%s", shoal_last_error());
 }
 

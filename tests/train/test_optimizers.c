@@ -20,6 +20,7 @@ static const struct {
      {"optimizer.state=int8", CODED("int8"), "precision.master=ecc8", "precision.compute=bf16"}},
     {"adamw, int4, stochastic rounding",
      {"optimizer.state=int4", CODED("int4"), "precision.master=bf16sr", "precision.compute=bf16"}},
+    {"adamw, 4 bits with scales of rank 1", {CODED("lpmm4_rank1")}},
     {"lion, bnb8, split weights",
      {"optimizer.name=lion", "optimizer.lr=3e-4", CODED("bnb8"), "precision.master=split16",
       "precision.compute=bf16"}},
@@ -153,6 +154,56 @@ Test(optimizers, refuse_state_of_another_codec_until_conversion_is_asked_for)
     cr_assert_eq(rig_train(directory, "exact", 2, rig_words(rig_llama, first)), 0, "%s", rig_log());
     cr_assert_eq(rig_train(directory, "exact", 1, rig_words(rig_llama, exact)), 0, "%s", rig_log());
     cr_assert_not_null(strstr(rig_log(), "go on with split16"), "%s", rig_log());
+}
+
+static double last_loss(const char *name)
+{
+    char series[RIG_SERIES_BYTES];
+    long long step = 0;
+    double loss = 0;
+
+    rig_series(directory, name, series);
+    for (const char *line = series; *line != '\0'; line += strcspn(line, "\n") + 1)
+        cr_assert_eq(sscanf(line, "%lld %lf", &step, &loss), 2, "%s", line);
+    return loss;
+}
+
+/* Scales of rows and columns are those of whole tensors, whoever holds which part of them. */
+Test(optimizers, convert_states_with_scales_of_rank_1_alike_on_every_world_size)
+{
+    static const char *const ways[][2] = {{CODED("fp32"), CODED("lpmm4_rank1")},
+                                          {CODED("lpmm4_rank1"), CODED("int8")}};
+
+    for (size_t w = 0; w < 2; w++) {
+        const char *from[] = {ways[w][0], "checkpoint.every=4", NULL};
+        const char *kept[] = {ways[w][0], "checkpoint.every=4", "steps=6", NULL};
+        const char *to[] = {ways[w][1], "checkpoint.every=4", "steps=6", "checkpoint.convert=true",
+                            NULL};
+        char hash[64], got[64];
+        double loss[2];
+
+        for (int many = 0; many < 2; many++) {
+            const char *run = many == 0 ? "one" : "many";
+
+            cr_assert_eq(rig_train(directory, run, 2, rig_words(rig_llama, from)), 0, "%s",
+                         rig_log());
+            cr_assert_eq(rig_train(directory, run, many == 0 ? 1 : 4, rig_words(rig_llama, to)), 0,
+                         "%s", rig_log());
+            cr_assert_not_null(strstr(rig_log(), "states had another codec"), "%s", rig_log());
+            rig_hash(directory, run, many == 0 ? hash : got);
+        }
+        cr_assert_str_eq(got, hash);
+        loss[0] = last_loss("one");
+        cr_assert_eq(rig_train(directory, "kept", 2, rig_words(rig_llama, from)), 0, "%s",
+                     rig_log());
+        cr_assert_eq(rig_train(directory, "kept", 2, rig_words(rig_llama, kept)), 0, "%s",
+                     rig_log());
+        loss[1] = last_loss("kept");
+        cr_assert_float_eq(loss[0], loss[1], 2e-4 * loss[1], "%g, %g", loss[0], loss[1]);
+        remove_run("one");
+        remove_run("many");
+        remove_run("kept");
+    }
 }
 
 Test(optimizers, refuse_bad_settings_before_the_first_step)

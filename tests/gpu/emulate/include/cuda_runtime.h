@@ -70,6 +70,14 @@ template <typename T> static inline T atomicAdd(T *p, T x)
     return before;
 }
 
+template <typename T> static inline T atomicMax(T *p, T x)
+{
+    const T before = *p;
+
+    *p = x > before ? x : before;
+    return before;
+}
+
 template <typename T>
 static inline cudaError_t cudaMemcpyToSymbol(T &symbol, const void *src, size_t n_bytes)
 {

@@ -253,3 +253,25 @@ Test(train_device, without_a_gpu_the_run_says_that_it_is_on_the_cpu)
     cr_assert_null(strstr(rig_log(), "CUDA"));
 #endif
 }
+
+/* Every array of an update lies behind copies; rules over sums too. */
+Test(train_device, the_bench_of_optimizers_runs_on_it)
+{
+    static const char *const rules[] = {"adamw", "came", NULL};
+
+    for (int i = 0; rules[i] != NULL; i++) {
+        const char *words[] = {"bench",      "optim",   "--device",  "auto",     "--rule",
+                               rules[i],     "--state", "int8",      "--master", "ecc8",
+                               "--elements", "1",       "--repeats", "1",        NULL};
+
+        setenv("SHOAL_TEST_DEVICE", "remote", 1);
+        const int rc = rig_shoal(words);
+        unsetenv("SHOAL_TEST_DEVICE");
+        cr_assert_eq(rc, 0, "%s", rig_log());
+        cr_assert_not_null(strstr(rig_log(), "test device"), "%s", rig_log());
+        cr_assert_not_null(strstr(rig_log(), rules[i]), "%s", rig_log());
+    }
+    if (strcmp(device_auto_name(), "cuda") != 0)
+        cr_assert_eq(rig_shoal((const char *const[]){"bench", "optim", "--device", "cuda", NULL}),
+                     69, "%s", rig_log());
+}

@@ -87,6 +87,7 @@ struct optim_rule_forms optim_ademamix = {
             .n_states = 3,
             .state_names = {"exp_avg", "exp_avg_sq", "exp_avg_slow"},
             .state_unsigned = {false, true, false},
+            .state_slow = {false, false, true},
             .scalars = ademamix_scalars,
             .kernel_scalar = optim_ademamix_scalar,
         },

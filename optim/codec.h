@@ -4,6 +4,7 @@
 #include "runtime/base/isa.h"
 #include "runtime/base/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -37,6 +38,9 @@
  *     lpmm4_rank1      the same codes, for second moments of matrices with their paper's scales:
  *                      the smaller of the largest of the row and the largest of the column
  *
+ * Those of 4 bits are coarse: an average with decay 0.999 changes by less than half the way to the
+ * next code in a step and stands still, or is thrown too far.
+ *
  * The leading element of a block keeps its value in fp32, int8, int4 and fp8 (but for a rounding);
  * the others shrink it at every step if it is negative, so that its average is too small.
  */
@@ -62,6 +66,7 @@ struct optim_codec {
     int bits;                   /* of an element's code */
     int block;                  /* elements per scale, a divisor of QUANTUM; 0: no scales */
     int scale_bytes;            /* of one scale */
+    bool coarse;                /* codes lie so far apart that slow averages stall between them */
     codec_decode_fn *decode[2]; /* by enum codec_sign; the fastest for this CPU */
     codec_encode_fn *encode[2];
     codec_decode_fn *decode_scaled; /* with a scale for each element; NULL: not in this codec */

@@ -60,7 +60,7 @@ static struct codec_entry CODECS[] = {
         .encode = {CODEC_FORMS(codec_int8_encode_signed), CODEC_FORMS(codec_int8_encode_unsigned)},
     },
     {
-        .codec = {.name = "int4", .bits = 4, .block = 128, .scale_bytes = 4},
+        .codec = {.name = "int4", .bits = 4, .block = 128, .scale_bytes = 4, .coarse = true},
         .decode = {CODEC_FORMS(codec_int4_decode_signed), CODEC_FORMS(codec_int4_decode_unsigned)},
         .encode = {CODEC_FORMS(codec_int4_encode_signed), CODEC_FORMS(codec_int4_encode_unsigned)},
     },
@@ -80,19 +80,19 @@ static struct codec_entry CODECS[] = {
         .encode = {CODEC_FORMS(codec_ao8_encode_signed), CODEC_FORMS(codec_ao8_encode_unsigned)},
     },
     {
-        .codec = {.name = "ao4", .bits = 4, .block = 128, .scale_bytes = 4},
+        .codec = {.name = "ao4", .bits = 4, .block = 128, .scale_bytes = 4, .coarse = true},
         .decode = {CODEC_FORMS(codec_ao4_decode_signed), CODEC_FORMS(codec_ao4_decode_unsigned)},
         .encode = {CODEC_FORMS(codec_ao4_encode_signed), CODEC_FORMS(codec_ao4_encode_unsigned)},
     },
     {
-        .codec = {.name = "lpmm4", .bits = 4, .block = 128, .scale_bytes = 4},
+        .codec = {.name = "lpmm4", .bits = 4, .block = 128, .scale_bytes = 4, .coarse = true},
         .decode = {CODEC_FORMS(codec_lpmm4_decode_signed),
                    CODEC_FORMS(codec_lpmm4_decode_unsigned)},
         .encode = {CODEC_FORMS(codec_lpmm4_encode_signed),
                    CODEC_FORMS(codec_lpmm4_encode_unsigned)},
     },
     {
-        .codec = {.name = "lpmm4_rank1", .bits = 4, .block = 128, .scale_bytes = 4},
+        .codec = {.name = "lpmm4_rank1", .bits = 4, .block = 128, .scale_bytes = 4, .coarse = true},
         .decode = {CODEC_FORMS(codec_lpmm4_decode_signed),
                    CODEC_FORMS(codec_lpmm4_decode_unsigned)},
         .encode = {CODEC_FORMS(codec_lpmm4_encode_signed),

@@ -116,6 +116,7 @@ struct optim_rule {
     int n_states;
     const char *state_names[OPTIM_MAX_STATES]; /* as stored in checkpoints */
     bool state_unsigned[OPTIM_MAX_STATES];     /* never negative: a mean of squares */
+    bool state_slow[OPTIM_MAX_STATES]; /* moves too little for codecs that are coarse: int8 there */
     struct optim_scalars (*scalars)(const struct optim_hyper *hyper, int64_t step); /* step >= 1 */
     optim_kernel_fn *kernel_scalar;       /* the specification */
     optim_kernel_fn *kernel;              /* the fastest form for this CPU; the same bytes */

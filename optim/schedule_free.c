@@ -63,6 +63,7 @@ struct optim_rule_forms optim_schedule_free = {
             .n_states = 2,
             .state_names = {"z_minus_y", "exp_avg_sq"},
             .state_unsigned = {false, true},
+            .state_slow = {true, false},
             .scalars = schedule_free_scalars,
             .kernel_scalar = optim_schedule_free_scalar,
             .average = schedule_free_average,

@@ -73,7 +73,7 @@ static shoal_status resolve(struct optim_setup *setup, int index)
 {
     const struct tensor *tensor = &setup->layout->tensors[index];
     struct optim_tensor *out = &setup->tensors[index];
-    const struct optim_codec *fp32 = NULL;
+    const struct optim_codec *fp32 = NULL, *int8 = NULL;
     int g = 0;
 
     while (!optim_group_matches(&setup->groups[g], tensor))
@@ -94,12 +94,15 @@ static shoal_status resolve(struct optim_setup *setup, int index)
     out->decay = group->decay_forced || tensor->decay;
     SHOAL_TRY(enter_scalars(setup, out));
     SHOAL_TRY(codec_find("fp32", &fp32));
+    SHOAL_TRY(codec_find("int8", &int8));
     out->rank1 = -1;
     for (int k = 0; k < OPTIM_MAX_STATES; k++) {
         out->codes[k] = out->scales[k] = -1;
         if (k >= out->rule->n_states)
             continue;
         out->codecs[k] = keeps_fp32(tensor) && !group->state_forced ? fp32 : group->state;
+        if (out->rule->state_slow[k] && out->codecs[k]->coarse)
+            out->codecs[k] = int8;
         SHOAL_TRY(enter_kind(setup, out->rule->state_names[k], "", &out->codes[k]));
         if (has_rank1_scales(out, k, tensor))
             out->rank1 = k;

@@ -221,7 +221,7 @@ static bool good_states(const update_part *part)
     return good;
 }
 
-/* What a state of rank-1 scales needs: `sums` do not write codes. */
+/* What a state of rank-1 scales needs. */
 static bool good_rank1(const update_part *part)
 {
     return part->rank1 < 0 ||

@@ -86,6 +86,33 @@ Test(groups, refuses_a_group_that_takes_no_tensor)
     world_close(&world);
 }
 
+/* test_codec_states has why. */
+Test(setup, holds_slow_states_in_eight_bits_where_a_coarse_codec_is_asked_for)
+{
+    static const struct {
+        const char *rule, *state, *want[3];
+    } cases[] = {
+        {"ademamix", "int4", {"int4", "int4", "int8"}},
+        {"ademamix", "bf16", {"bf16", "bf16", "bf16"}},
+        {"ademamix", "fp8", {"fp8", "fp8", "fp8"}},
+        {"ademamix", "bnb8", {"bnb8", "bnb8", "bnb8"}},
+        {"schedule_free", "lpmm4", {"int8", "lpmm4"}},
+        {"adamw", "int4", {"int4", "int4"}},
+    };
+    enum { MLP_UP = 3 };
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct world world;
+
+        world_open(&world, &(struct world_params){
+                               .rule = cases[i].rule, .state = cases[i].state, .master = "fp32"});
+        for (int k = 0; k < world.setup->tensors[MLP_UP].rule->n_states; k++)
+            cr_assert_str_eq(world.setup->tensors[MLP_UP].codecs[k]->name, cases[i].want[k]);
+        cr_assert_str_eq(world.setup->tensors[0].codecs[0]->name, "fp32");
+        world_close(&world);
+    }
+}
+
 Test(setup, counts_bytes_that_do_not_depend_on_the_ranks)
 {
     struct world world;

@@ -1,41 +1,14 @@
-/* UPDATE and its sums: a block of threads is a quantum, a thread an element.  See element.h. */
+/*
+ * UPDATE and its sums: a block of threads is a quantum, a thread an element (see element.h); where
+ * everything rests in fp32, a thread has four elements (wide.cuh).
+ */
 #include "optim/cuda/update.h"
 
+#include "optim/cuda/rules.cuh"
 #include "optim/cuda/sums.cuh"
+#include "optim/cuda/wide.cuh"
 
-/* ---- rules ---- */
-
-static __device__ __forceinline__ float step(const update_part &part, float g, float p, float *s)
-{
-    switch (part.rule) {
-    case RULE_ADAMW:
-        return adamw_step(part.f, part.decay, g, p, s);
-    case RULE_ADAM:
-        return adam_step(part.f, part.decay, g, p, s);
-    case RULE_ADAM_ATAN2:
-        return adam_atan2_step(part.f, part.decay, g, p, s);
-    case RULE_ADEMAMIX:
-        return ademamix_step(part.f, part.decay, g, p, s);
-    case RULE_ADOPT:
-        return adopt_step(part.f, part.decay, g, p, s);
-    case RULE_LION:
-        return lion_step(part.f, part.decay, g, p, s);
-    case RULE_MARS:
-        return mars_step(part.f, part.decay, g, p, s);
-    case RULE_SGD:
-        return sgd_step(part.f, part.decay, g, p, s);
-    case RULE_SCHEDULE_FREE:
-        return schedule_free_step(part.f, part.decay, g, p, s);
-    case RULE_ADAMW_APEX:
-        return adamw_apex_step(part.f, part.decay, g, p, s);
-    case RULE_ADAMW_BNB:
-        return adamw_bnb_step(part.f, part.decay, g, p, s);
-    case RULE_ADAMW_DEEPSPEED:
-        return adamw_deepspeed_step(part.f, part.decay, g, p, s);
-    default:
-        return adamw_torch_fused_step(part.f, part.decay, g, p, s);
-    }
-}
+/* ---- rules over sums ---- */
 
 /* mars clips by what its sums say. */
 static __device__ __forceinline__ float clipped_step(const update_part &part, float g, float p,
@@ -140,6 +113,20 @@ static __global__ void __launch_bounds__(QUANTUM_THREADS)
         if (k < part.n_states)
             encode(new_place_of(part, k, i, live), one_nan(s[k]));
     encode_master(part, i, live, p);
+}
+
+static __global__ void __launch_bounds__(QUANTUM_THREADS)
+    update_wide(const __grid_constant__ update_work work)
+{
+    const update_part &part = part_of(work);
+    const size_t thread = (size_t)(blockIdx.x - part.first_block) * QUANTUM_THREADS + threadIdx.x;
+    const size_t i = thread * WIDE;
+
+    if (i + WIDE <= part.n)
+        update_four(part, work.grad_scale, i);
+    else
+        for (size_t e = i; e < part.n; e++)
+            update_one(part, work.grad_scale, e);
 }
 
 /* All threads must call it; `n` elements of the quantum are in the part. */
@@ -271,11 +258,15 @@ static bool good_sum(const update_part *part)
            part->n_blocks >= (by_blocks ? 1 : 0) && part->n_blocks <= WORK_BLOCKS;
 }
 
+enum grid_of { GRID_UPDATE, GRID_WIDE, GRID_SUMS };
+
 /* Blocks of threads for a part. */
-static uint64_t blocks_of(const update_part *part, bool sums)
+static uint64_t blocks_of(const update_part *part, enum grid_of grid)
 {
-    if (!sums || part->sum != SUM_COLUMNS)
-        return ((uint64_t)part->n + QUANTUM_THREADS - 1) / QUANTUM_THREADS;
+    const uint64_t elements = grid == GRID_WIDE ? QUANTUM_THREADS * WIDE : QUANTUM_THREADS;
+
+    if (grid != GRID_SUMS || part->sum != SUM_COLUMNS)
+        return (part->n + elements - 1) / elements;
 
     const uint64_t first = part->begin / part->cols;
     const uint64_t last = (part->begin + part->n - 1) / part->cols;
@@ -285,7 +276,7 @@ static uint64_t blocks_of(const update_part *part, bool sums)
 }
 
 /* Checks the work and numbers the blocks of its parts. */
-static shoal_status place_blocks(update_work *work, bool sums, dim3 *grid_out)
+static shoal_status place_blocks(update_work *work, enum grid_of grid, dim3 *grid_out)
 {
     uint64_t blocks = 0;
 
@@ -294,10 +285,10 @@ static shoal_status place_blocks(update_work *work, bool sums, dim3 *grid_out)
     for (int i = 0; i < work->n_parts; i++) {
         update_part *part = &work->parts[i];
 
-        if (!good_part(part) || !good_vectors(part) || (sums && !good_sum(part)))
+        if (!good_part(part) || !good_vectors(part) || (grid == GRID_SUMS && !good_sum(part)))
             return fail(SHOAL_ERR_INTERNAL, "cuda: update: bad part %d", i);
         part->first_block = (uint32_t)blocks;
-        blocks += blocks_of(part, sums);
+        blocks += blocks_of(part, grid);
         if (blocks > 0x7fffffffu)
             return fail(SHOAL_ERR_INTERNAL, "cuda: update: more blocks than a grid can have");
     }
@@ -308,10 +299,14 @@ static shoal_status place_blocks(update_work *work, bool sums, dim3 *grid_out)
 extern "C" shoal_status cuda_update(cudaStream_t stream, const struct update_work *work)
 {
     update_work placed = *work;
+    bool wide = true;
     dim3 grid;
 
-    SHOAL_TRY(place_blocks(&placed, false, &grid));
-    return launch("update of weights", update_quanta, grid, QUANTUM_THREADS, 0, stream, placed);
+    for (int i = 0; i < work->n_parts && i < WORK_PARTS; i++)
+        wide = wide && is_wide(&work->parts[i]);
+    SHOAL_TRY(place_blocks(&placed, wide ? GRID_WIDE : GRID_UPDATE, &grid));
+    return launch("update of weights", wide ? update_wide : update_quanta, grid, QUANTUM_THREADS, 0,
+                  stream, placed);
 }
 
 extern "C" shoal_status cuda_update_sums(cudaStream_t stream, const struct update_work *work)
@@ -319,7 +314,7 @@ extern "C" shoal_status cuda_update_sums(cudaStream_t stream, const struct updat
     update_work placed = *work;
     dim3 grid;
 
-    SHOAL_TRY(place_blocks(&placed, true, &grid));
+    SHOAL_TRY(place_blocks(&placed, GRID_SUMS, &grid));
     return launch("sums over tensors", sum_quanta, grid, QUANTUM_THREADS, 0, stream, placed);
 }
 

@@ -114,11 +114,6 @@ static __device__ __forceinline__ void put_nibble(const place &at, bool first_hi
         at.codes[at.i / 2] = (uint8_t)(first_high ? mine << 4 | next : mine | next << 4);
 }
 
-static __device__ __forceinline__ uint32_t get_nibble(const place &at, bool first_high)
-{
-    return (uint32_t)at.codes[at.i / 2] >> ((at.i % 2 == 1) != first_high ? 4 : 0) & 15u;
-}
-
 static __device__ __forceinline__ uint32_t key_of(const place &at, float x)
 {
     return at.is_unsigned ? (uint32_t)max_signed(moment_key(x), 0) : magnitude_key(x);
@@ -220,61 +215,116 @@ static __device__ __forceinline__ void encode(const place &at, float x)
 
 /* ---- decoders ---- */
 
-static __device__ __forceinline__ float decode_map(const place &at)
-{
-    const int kind = at.codec - CODE_BNB8;
-    const bool bytes = kind == MAP_BNB8 || kind == MAP_AO8;
-    const uint32_t code = bytes ? at.codes[at.i] : get_nibble(at, kind == MAP_AO4);
-    const float scale = at.scaled ? at.scale : at.scales[at.i / (bytes ? 256 : 128)];
+/*
+ * What memory holds of a state of an element.  Loading stands apart from decoding: a thread waits for
+ * memory where a value is first used, so all that it needs is loaded before.
+ */
+struct coded {
+    uint32_t code; /* bits; where two elements share a byte, both */
+    float scale;
+};
 
-    return one_nan(device_maps[kind][at.is_unsigned].values[code] * scale);
+static __device__ __forceinline__ bool is_nibbles(int codec)
+{
+    return codec == CODE_INT4 || codec == CODE_AO4 || codec == CODE_LPMM4;
 }
 
-static __device__ __forceinline__ float decode(const place &at)
+/* Elements that share a scale. */
+static __device__ __forceinline__ size_t block_of_codec(int codec)
+{
+    return codec == CODE_INT8 ? 32 : is_nibbles(codec) ? 128 : 256;
+}
+
+static __device__ __forceinline__ coded load(const place &at)
+{
+    if (at.codec == CODE_FP32)
+        return {((const uint32_t *)at.codes)[at.i], 1.0f};
+    if (at.codec == CODE_BF16)
+        return {((const uint16_t *)at.codes)[at.i], 1.0f};
+    return {at.codes[is_nibbles(at.codec) ? at.i / 2 : at.i],
+            at.scaled ? at.scale : at.scales[at.i / block_of_codec(at.codec)]};
+}
+
+static __device__ __forceinline__ uint32_t nibble_of(const place &at, uint32_t byte,
+                                                     bool first_high)
+{
+    return byte >> ((at.i % 2 == 1) != first_high ? 4 : 0) & 15u;
+}
+
+static __device__ __forceinline__ float decode_map(const place &at, coded x)
+{
+    const int kind = at.codec - CODE_BNB8;
+    const uint32_t code = is_nibbles(at.codec) ? nibble_of(at, x.code, kind == MAP_AO4) : x.code;
+
+    return one_nan(device_maps[kind][at.is_unsigned].values[code] * x.scale);
+}
+
+static __device__ __forceinline__ float decode(const place &at, coded x)
 {
     switch (at.codec) {
     case CODE_FP32:
-        return ((const float *)at.codes)[at.i];
+        return float_of(x.code);
     case CODE_BF16:
-        return of_bf16(((const uint16_t *)at.codes)[at.i]);
+        return of_bf16((uint16_t)x.code);
     case CODE_INT8:
-        return at.is_unsigned ? int8_unsigned_value(at.codes[at.i], at.scales[at.i / 32])
-                              : int8_signed_value((int8_t)at.codes[at.i], at.scales[at.i / 32]);
+        return at.is_unsigned ? int8_unsigned_value(x.code, x.scale)
+                              : int8_signed_value((int8_t)x.code, x.scale);
     case CODE_INT4: {
-        const uint32_t code = get_nibble(at, false);
-        const float scale = at.scales[at.i / 128];
+        const uint32_t code = nibble_of(at, x.code, false);
 
-        return at.is_unsigned ? int4_unsigned_value(code, scale) : INT4_SIGNED_VALUES[code] * scale;
+        return at.is_unsigned ? int4_unsigned_value(code, x.scale)
+                              : INT4_SIGNED_VALUES[code] * x.scale;
     }
     case CODE_FP8:
-        return one_nan(of_e4m3(at.codes[at.i]) * at.scales[at.i / 256]);
+        return one_nan(of_e4m3(x.code) * x.scale);
     default:
-        return decode_map(at);
+        return decode_map(at, x);
     }
 }
 
 /* ---- master weights ---- */
 
-static __device__ __forceinline__ float decode_master(const update_part &part, size_t i)
+/* What memory holds of a weight. */
+struct coded_master {
+    uint32_t low;
+    uint16_t hi;
+};
+
+static __device__ __forceinline__ coded_master load_master(const update_part &part, size_t i)
 {
     switch (part.master) {
     case MASTER_FP32:
-        return ((const float *)part.low)[i];
+        return {((const uint32_t *)part.low)[i], 0};
     case MASTER_SPLIT16:
-        return split16_value(part.param[i], ((const uint16_t *)part.low)[i]);
+        return {((const uint16_t *)part.low)[i], part.param[i]};
     case MASTER_ECC8:
-        return ecc8_value(part.param[i], ((const int8_t *)part.low)[i]);
+        return {((const uint8_t *)part.low)[i], part.param[i]};
     default:
-        return of_bf16(part.param[i]);
+        return {0, part.param[i]};
     }
 }
 
-/* The noise of the thread's element; all threads must call it, once. */
+static __device__ __forceinline__ float decode_master(const update_part &part, coded_master x)
+{
+    switch (part.master) {
+    case MASTER_FP32:
+        return float_of(x.low);
+    case MASTER_SPLIT16:
+        return split16_value(x.hi, (uint16_t)x.low);
+    case MASTER_ECC8:
+        return ecc8_value(x.hi, (int8_t)x.low);
+    default:
+        return of_bf16(x.hi);
+    }
+}
+
+/* The noise of the thread's element; all threads must call it. */
 static __device__ __forceinline__ uint32_t noise_of(uint64_t key, uint64_t quantum)
 {
     __shared__ uint32_t words[4][WARP];
     const uint32_t t = threadIdx.x;
 
+    __syncthreads(); /* the last words have been read */
     if (t < WARP)
         bf16sr_words(key, quantum * WARP + t, &words[0][t], &words[1][t], &words[2][t],
                      &words[3][t]);

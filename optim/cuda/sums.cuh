@@ -77,7 +77,9 @@ static __device__ __forceinline__ float clipped_update(const update_part &part, 
 
 static __device__ __forceinline__ float state_of(const update_part &part, int k, size_t i)
 {
-    return decode(place_of(part, k, i, true));
+    const place at = place_of(part, k, i, true);
+
+    return decode(at, load(at));
 }
 
 /* All but VALUE_AGREES. */
@@ -90,7 +92,7 @@ static __device__ __forceinline__ float value_of(const update_part &part, float 
     case VALUE_GRAD:
         return g;
     case VALUE_WEIGHT:
-        return decode_master(part, at.i);
+        return decode_master(part, load_master(part, at.i));
     case VALUE_SHARE:
         return adam_mini_share(part.f, g);
     case VALUE_SQUARE:

@@ -77,6 +77,8 @@ static __device__ __forceinline__ float any_step(const update_part &part, size_t
 
 /* ---- kernels ---- */
 
+enum { UPDATE_QUANTA = 4 }; /* of a block of threads */
+
 static __device__ __forceinline__ const update_part &part_of(const update_work &work)
 {
     int index = work.n_parts - 1;
@@ -86,33 +88,73 @@ static __device__ __forceinline__ const update_part &part_of(const update_work &
     return work.parts[index];
 }
 
-static __device__ __forceinline__ void decode_states(const update_part &part, size_t i, float *s)
+/* All that memory holds of an element. */
+struct coded_element {
+    float grad;
+    coded_master master;
+    coded states[WORK_STATES];
+};
+
+static __device__ __forceinline__ coded_element load_element(const update_part &part, size_t i,
+                                                             bool live)
+{
+    coded_element x = {};
+
+    if (!live)
+        return x;
+    x.grad = part.grad[i];
+    x.master = load_master(part, i);
+    ELEMENT_UNROLL
+    for (int k = 0; k < WORK_STATES; k++)
+        if (k < part.n_states)
+            x.states[k] = load(place_of(part, k, i, true));
+    return x;
+}
+
+static __device__ __forceinline__ void decode_states(const update_part &part, size_t i,
+                                                     const coded_element &x, float *s)
 {
     ELEMENT_UNROLL
     for (int k = 0; k < WORK_STATES; k++)
-        s[k] = k < part.n_states ? decode(place_of(part, k, i, true)) : 0.0f;
+        s[k] = k < part.n_states ? decode(place_of(part, k, i, true), x.states[k]) : 0.0f;
 }
 
-static __global__ void __launch_bounds__(QUANTUM_THREADS)
-    update_quanta(const __grid_constant__ update_work work)
+/* All threads must call it. */
+static __device__ __forceinline__ void update_element(const update_part &part, float grad_scale,
+                                                      size_t i, const coded_element &x)
 {
-    const update_part &part = part_of(work);
-    const size_t i = (size_t)(blockIdx.x - part.first_block) * QUANTUM_THREADS + threadIdx.x;
     const bool live = i < part.n;
     float s[WORK_STATES] = {0.0f, 0.0f, 0.0f};
     float p = 0.0f;
 
     if (live) {
-        const float g = part.grad[i] * work.grad_scale;
-
-        decode_states(part, i, s);
-        p = one_nan(any_step(part, i, g, decode_master(part, i), s));
+        decode_states(part, i, x, s);
+        p = one_nan(any_step(part, i, x.grad * grad_scale, decode_master(part, x.master), s));
     }
     ELEMENT_UNROLL
     for (int k = 0; k < WORK_STATES; k++)
         if (k < part.n_states)
             encode(new_place_of(part, k, i, live), one_nan(s[k]));
     encode_master(part, i, live, p);
+}
+
+/* A thread has an element of each of UPDATE_QUANTA quanta: what it waits for is then that much more. */
+static __global__ void __launch_bounds__(QUANTUM_THREADS)
+    update_quanta(const __grid_constant__ update_work work)
+{
+    const update_part &part = part_of(work);
+    const size_t quantum = (size_t)(blockIdx.x - part.first_block) * UPDATE_QUANTA;
+    const size_t first = quantum * QUANTUM_THREADS + threadIdx.x;
+    coded_element x[UPDATE_QUANTA];
+
+    ELEMENT_UNROLL
+    for (int q = 0; q < UPDATE_QUANTA; q++)
+        x[q] =
+            load_element(part, first + q * QUANTUM_THREADS, first + q * QUANTUM_THREADS < part.n);
+    ELEMENT_UNROLL
+    for (int q = 0; q < UPDATE_QUANTA; q++)
+        if ((quantum + q) * QUANTUM_THREADS < part.n)
+            update_element(part, work.grad_scale, first + q * QUANTUM_THREADS, x[q]);
 }
 
 static __global__ void __launch_bounds__(QUANTUM_THREADS)
@@ -133,12 +175,14 @@ static __global__ void __launch_bounds__(QUANTUM_THREADS)
 static __device__ __forceinline__ void sum_agreeing(const update_part &part, float grad_scale,
                                                     size_t i, int n)
 {
+    const bool live = (int)threadIdx.x < n;
+    const coded_element x = load_element(part, i, live);
     float s[WORK_STATES];
     bool agrees = false;
 
-    if ((int)threadIdx.x < n) {
-        decode_states(part, i, s);
-        agrees = step_agrees(step_taken(part, part.grad[i] * grad_scale, s), part.grad[i]);
+    if (live) {
+        decode_states(part, i, x, s);
+        agrees = step_agrees(step_taken(part, x.grad * grad_scale, s), x.grad);
     }
     sum_elements(part, agrees);
 }
@@ -148,12 +192,13 @@ static __device__ __forceinline__ void find_maxima(const update_part &part, floa
                                                    size_t i)
 {
     const bool live = i < part.n;
+    const coded_element x = load_element(part, i, live);
     float s[WORK_STATES];
     uint32_t key = 0;
 
     if (live) {
-        decode_states(part, i, s);
-        clipped_step(part, part.grad[i] * grad_scale, decode_master(part, i), s);
+        decode_states(part, i, x, s);
+        clipped_step(part, x.grad * grad_scale, decode_master(part, x.master), s);
         key = map_key(false, one_nan(s[part.rank1]));
     }
     raise_maxima(part, i, live, key);
@@ -263,7 +308,9 @@ enum grid_of { GRID_UPDATE, GRID_WIDE, GRID_SUMS };
 /* Blocks of threads for a part. */
 static uint64_t blocks_of(const update_part *part, enum grid_of grid)
 {
-    const uint64_t elements = grid == GRID_WIDE ? QUANTUM_THREADS * WIDE : QUANTUM_THREADS;
+    const uint64_t elements = grid == GRID_WIDE     ? QUANTUM_THREADS * WIDE
+                              : grid == GRID_UPDATE ? QUANTUM_THREADS * UPDATE_QUANTA
+                                                    : QUANTUM_THREADS;
 
     if (grid != GRID_SUMS || part->sum != SUM_COLUMNS)
         return (part->n + elements - 1) / elements;

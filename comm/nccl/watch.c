@@ -14,9 +14,12 @@ void comm_nccl_abort(struct nccl *nccl)
     if (nccl->is_gone)
         return;
     nccl->is_gone = true;
+    /* In one group: it frees device memory, and that waits for what the other one still runs. */
+    (void)ncclGroupStart();
     for (int use = 0; use < NCCL_USES; use++)
         if (nccl->comms[use] != NULL)
             (void)ncclCommAbort(nccl->comms[use]); /* frees it, too */
+    (void)ncclGroupEnd();
 }
 
 shoal_status comm_nccl_aborted(const struct nccl *nccl)

@@ -104,14 +104,19 @@ void fake_enqueue(struct device *device, void (*fn)(void *arg), void *arg)
     pthread_mutex_unlock(&fake.lock);
 }
 
-static shoal_status fake_queue_sync(struct device *device, enum device_queue queue)
+void fake_drain(void)
 {
-    (void)device;
-    (void)queue;
     pthread_mutex_lock(&fake.lock);
     while (fake.first != NULL || fake.is_busy)
         pthread_cond_wait(&fake.changed, &fake.lock);
     pthread_mutex_unlock(&fake.lock);
+}
+
+static shoal_status fake_queue_sync(struct device *device, enum device_queue queue)
+{
+    (void)device;
+    (void)queue;
+    fake_drain();
     return SHOAL_OK;
 }
 

@@ -13,5 +13,8 @@ void *fake_host(const void *ptr);
 /* Let the queue's thread call fn(arg) after all that was given to it before. */
 void fake_enqueue(struct device *device, void (*fn)(void *arg), void *arg);
 
+/* Until nothing is left in the queue. */
+void fake_drain(void);
+
 /* Whether all records of this event have been reached. */
 shoal_status fake_event_is_done(struct device *device, struct device_event *event, bool *out);

@@ -23,6 +23,8 @@
  *   without asking finds his work out of order or refused.
  * - Sends and receives of a pair match in order and must agree in length.
  * - An operation whose peer does not come never ends, unless the communicator is aborted.
+ * - To abort waits for the device, as it frees memory there: also for another communicator's work,
+ *   unless both are aborted in one group.
  * - Its reduce-scatter adds in the order of a line, so that it differs from the tree.
  *
  * Ranks meet in a file of /dev/shm named by the id; data goes by process_vm_readv from the sender.
@@ -72,7 +74,8 @@ struct ncclComm {
     _Atomic int error;
 };
 
-static struct launch *group;                       /* open, or NULL */
+static struct launch *group; /* open, or NULL */
+static bool aborts_in_group;
 static char made[NCCL_USES][NCCL_UNIQUE_ID_BYTES]; /* files of this process' ids */
 static bool must_fail;
 
@@ -280,6 +283,11 @@ ncclResult_t ncclGroupEnd(void)
     struct launch *launch = group;
 
     group = NULL;
+    if (aborts_in_group) {
+        fake_drain();
+        free(launch);
+        return ncclSuccess;
+    }
     if (launch == NULL || launch->comm == NULL)
         return ncclInvalidUsage;
     return launch_later(launch);
@@ -393,6 +401,9 @@ ncclResult_t ncclCommAbort(ncclComm_t comm)
     atomic_store(&comm->is_aborted, true);
     for (int use = 0; use < NCCL_USES; use++)
         unlink(made[use]);
+    aborts_in_group = group != NULL;
+    if (group == NULL)
+        fake_drain();
     return ncclSuccess;
 }
 

@@ -12,8 +12,8 @@ set(shoal_cuda_text "off")
 set(shoal_cuda_oldest 12.4)
 set(shoal_cudnn_oldest 9.10.2)
 
-# cuDNN and NCCL may come with Python: nvidia/cudnn/{include,lib}, nvidia/nccl/..., whose libraries
-# have no development links.  Such folders, of the python3 on the PATH, go behind all others.
+# cuBLASLt, cuDNN and NCCL may come with Python: nvidia/cudnn/{include,lib}, nvidia/nccl/..., whose
+# libraries have no development links.  Such folders, of the python3 on the PATH, go behind all others.
 function(shoal_python_roots roots_out)
     set(roots "")
     find_program(SHOAL_PYTHON python3)
@@ -50,6 +50,8 @@ macro(shoal_find_cuda)
     shoal_python_roots(python_roots)
     find_path(SHOAL_CUDA_INCLUDE cuda_runtime_api.h HINTS ${roots}
               PATHS ${python_roots} PATH_SUFFIXES include)
+    find_path(SHOAL_CUBLASLT_INCLUDE cublasLt.h HINTS ${roots}
+              PATHS ${python_roots} PATH_SUFFIXES include)
     find_path(SHOAL_CUDNN_INCLUDE cudnn_backend.h HINTS ${roots}
               PATHS ${python_roots} PATH_SUFFIXES include)
     find_path(SHOAL_NCCL_INCLUDE nccl.h HINTS ${roots}
@@ -66,8 +68,10 @@ macro(shoal_find_cuda)
         endif()
         mark_as_advanced(SHOAL_${prefix}_LIBRARY)
     endforeach()
-    if(NOT SHOAL_CUDA_INCLUDE OR NOT SHOAL_CUDNN_INCLUDE OR NOT SHOAL_NCCL_INCLUDE)
-        list(APPEND shoal_cuda_missing "headers (cuda_runtime_api.h, cudnn_backend.h, nccl.h)")
+    if(NOT SHOAL_CUDA_INCLUDE OR NOT SHOAL_CUBLASLT_INCLUDE OR NOT SHOAL_CUDNN_INCLUDE
+       OR NOT SHOAL_NCCL_INCLUDE)
+        list(APPEND shoal_cuda_missing
+             "headers (cuda_runtime_api.h, cublasLt.h, cudnn_backend.h, nccl.h)")
     elseif(EXISTS ${SHOAL_CUDNN_INCLUDE}/cudnn_version.h)
         file(STRINGS ${SHOAL_CUDNN_INCLUDE}/cudnn_version.h text
              REGEX "define CUDNN_(MAJOR|MINOR|PATCHLEVEL) ")
@@ -77,7 +81,8 @@ macro(shoal_find_cuda)
             list(APPEND shoal_cuda_missing "cuDNN ${shoal_cudnn_oldest} or newer (found ${text})")
         endif()
     endif()
-    mark_as_advanced(SHOAL_NVCC SHOAL_CUDA_INCLUDE SHOAL_CUDNN_INCLUDE SHOAL_NCCL_INCLUDE)
+    mark_as_advanced(SHOAL_NVCC SHOAL_CUDA_INCLUDE SHOAL_CUBLASLT_INCLUDE SHOAL_CUDNN_INCLUDE
+                     SHOAL_NCCL_INCLUDE)
 endmacro()
 
 if(NOT SHOAL_CUDA STREQUAL "OFF")
@@ -116,7 +121,8 @@ if(SHOAL_WITH_CUDA)
 
     add_library(shoal_cuda INTERFACE)
     target_include_directories(
-        shoal_cuda SYSTEM INTERFACE ${SHOAL_CUDA_INCLUDE} ${SHOAL_CUDNN_INCLUDE} ${SHOAL_NCCL_INCLUDE})
+        shoal_cuda SYSTEM INTERFACE ${SHOAL_CUDA_INCLUDE} ${SHOAL_CUBLASLT_INCLUDE}
+                                    ${SHOAL_CUDNN_INCLUDE} ${SHOAL_NCCL_INCLUDE})
     target_link_libraries(shoal_cuda INTERFACE ${SHOAL_CUDART_LIBRARY} ${SHOAL_CUBLASLT_LIBRARY}
                                                ${SHOAL_CUDNN_LIBRARY} ${SHOAL_NCCL_LIBRARY} stdc++)
     # The libraries are hundreds of megabytes: only programs that call them load them.

@@ -164,6 +164,22 @@ Test(cuda_faults, cublas_has_no_algorithm_with_a_bias)
     cuda_rig_destroy(&rig);
 }
 
+/* As where another rank on the device was faster: the memory that was free is not there. */
+Test(cuda_faults, warming_up_goes_without_memory)
+{
+    const struct linear_shape s = {
+        .rows = (int64_t)1 << 44, .in = 8, .out = 8, .dtype = DTYPE_BF16};
+    size_t own = 1;
+
+    imitate.free_bytes = SIZE_MAX;
+    struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
+    EXPECT_OK(op_linear_prepare(rig.ops, s));
+    EXPECT_OK(ops_warm_up(rig.ops, &own));
+    cr_assert_eq(own, 0);
+    cr_assert_eq(imitate.products, 0);
+    cuda_rig_destroy(&rig);
+}
+
 Test(cuda_faults, graphs_keep_their_first_failure)
 {
     struct cudnn_graph g = {0};

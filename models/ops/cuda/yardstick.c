@@ -111,8 +111,9 @@ shoal_status ops_cuda_warm_up(struct ops *ops, size_t *own_bytes_out)
     void *zeros = NULL;
 
     SHOAL_TRY(cuda->device->ops->memory(cuda->device, &left, &total));
-    if (n_bytes > 0 && n_bytes < left / 2) {
-        SHOAL_TRY(cuda->device->ops->alloc(cuda->device, "warm-up", n_bytes, &zeros));
+    /* Other ranks on this device may ask for the same memory now. */
+    if (n_bytes > 0 && n_bytes < left / 2 &&
+        cuda->device->ops->alloc(cuda->device, "warm-up", n_bytes, &zeros) == SHOAL_OK) {
         shoal_status status = cuda->device->ops->zero(cuda->device, zeros, n_bytes);
         if (status == SHOAL_OK)
             status = cublas_run_all(cuda->cublas, zeros);

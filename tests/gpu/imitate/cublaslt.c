@@ -269,9 +269,9 @@ static double element(const struct layout *l, cublasOperation_t op, const void *
     return load(l->type, p, op == CUBLAS_OP_N ? col * l->ld + row : row * l->ld + col);
 }
 
-static bool aligned(const void *p)
+static bool aligned(const void *p, size_t by)
 {
-    return p != NULL && (uintptr_t)p % 16 == 0;
+    return p != NULL && (uintptr_t)p % by == 0;
 }
 
 /* What a call takes of its descriptors, which the next call may change. */
@@ -318,12 +318,15 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t prod
     const cublasStatus_t status = check(p, a, b, c, d);
 
     (void)handle;
-    (void)workspace;
     (void)stream;
     if (status != CUBLAS_STATUS_SUCCESS)
         return status;
-    if (algorithm->data[0] != 42 || workspace_bytes < ((size_t)32 << 20) || !aligned(A) ||
-        !aligned(B) || !aligned(C) || !aligned(D))
+    if (algorithm->data[0] != 42 || workspace_bytes < ((size_t)32 << 20) ||
+        !aligned(workspace, 256) || !aligned(A, 16) || !aligned(B, 16) || !aligned(C, 16) ||
+        !aligned(D, 16) || (p->bias != NULL && !aligned(p->bias, 16)))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    /* In place: the same layout. */
+    if (C == D && (c->ld != d->ld || c->type != d->type))
         return CUBLAS_STATUS_INVALID_VALUE;
     const struct multiplication m = {.p = *p,
                                      .a = *a,

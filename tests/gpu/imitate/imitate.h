@@ -18,6 +18,7 @@ struct imitate {
     bool refuse_graphs;  /* cuDNN has no engine for a graph */
     bool refuse_bias;    /* cuBLASLt has no algorithm with a bias */
     bool refuse_product; /* cuBLASLt has no algorithm at all */
+    size_t free_bytes;   /* that the device says it has; 0: 1 GiB */
     int fail_attribute;  /* the n-th cudnnBackendSetAttribute from now fails; 0: none */
 
     /* What was done. */

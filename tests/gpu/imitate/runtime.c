@@ -41,7 +41,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
 
 cudaError_t cudaMemGetInfo(size_t *left, size_t *total)
 {
-    *left = *total = (size_t)1 << 30;
+    *left = *total = imitate.free_bytes > 0 ? imitate.free_bytes : (size_t)1 << 30;
     return cudaSuccess;
 }
 
@@ -113,10 +113,20 @@ cudaError_t cudaMemset2DAsync(void *dst, size_t pitch, int value, size_t width, 
 
 /* ---- graphs ---- */
 
+/* What waits, and what only says how things are, is refused to a thread that records. */
+static _Thread_local bool is_recording;
+
+static cudaError_t unless_recording(void)
+{
+    return is_recording ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode)
 {
     (void)stream;
-    (void)mode;
+    if (is_recording || mode != cudaStreamCaptureModeThreadLocal)
+        return cudaErrorIllegalState;
+    is_recording = true;
     emulate_record_begin();
     return cudaSuccess;
 }
@@ -124,6 +134,9 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMo
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
 {
     (void)stream;
+    if (!is_recording)
+        return cudaErrorIllegalState;
+    is_recording = false;
     *graph = (cudaGraph_t)(void *)emulate_record_end();
     return cudaSuccess;
 }
@@ -180,7 +193,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     (void)stream;
-    return cudaSuccess;
+    return unless_recording();
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
@@ -213,7 +226,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     (void)event;
-    return cudaSuccess;
+    return unless_recording();
 }
 
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to)

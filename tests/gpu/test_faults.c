@@ -53,6 +53,34 @@ Test(cuda_faults, cudnn_refuses_a_graph)
     cr_assert_eq(imitate.live_descriptors, 0);
 }
 
+/* NaN in the backward of older versions where the last tile is not full: ours is used instead. */
+Test(cuda_faults, an_older_cudnn_gets_backwards_over_whole_tiles_only)
+{
+    struct attention_shape whole = shape;
+    char plans[2048] = "";
+
+    whole.T = 128;
+    imitate.cudnn_version = 91500;
+    struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
+    (void)op_attention_scratch_bytes(rig.ops, shape);
+    ops_describe_choices(rig.ops, keep_line, plans);
+    cr_assert_not_null(strstr(plans, "backward own kernels in 1 calls; cuDNN up to 91500 takes"),
+                       "%s", plans);
+    cr_assert_not_null(strstr(plans, "forward cuDNN engine"), "%s", plans);
+    (void)op_attention_scratch_bytes(rig.ops, whole);
+    ops_describe_choices(rig.ops, keep_line, plans);
+    cr_assert_not_null(strstr(plans, "backward cuDNN engine"), "%s", plans);
+    cuda_rig_destroy(&rig);
+
+    imitate.cudnn_version = 91501;
+    plans[0] = '\0';
+    rig = cuda_rig_create(&(struct ops_cuda_options){0});
+    (void)op_attention_scratch_bytes(rig.ops, shape);
+    ops_describe_choices(rig.ops, keep_line, plans);
+    cr_assert_not_null(strstr(plans, "backward cuDNN engine"), "%s", plans);
+    cuda_rig_destroy(&rig);
+}
+
 /* Every attribute of both graphs in turn: nothing is left over, and the message names it. */
 Test(cuda_faults, any_attribute_of_a_graph_fails, .timeout = 120)
 {

@@ -15,6 +15,12 @@
 /* Older ones describe no devices, want another masking value, or have known faults. */
 enum { OLDEST_CUDNN = 91002 };
 
+/*
+ * Up to this one the backward gives NaN where keys do not fill its last tile; NVIDIA's frontend 1.23
+ * (node scaled_dot_product_flash_attention.h) then adds a padding mask, which our graph has not.
+ */
+enum { LAST_WITH_WHOLE_TILES = 91500, TILE = 128 };
+
 /* ---- context ---- */
 
 static shoal_status library_init(struct cuda_attention *a, cudaStream_t stream)
@@ -170,6 +176,10 @@ static shoal_status backward_create(const struct cuda_attention *a, struct atten
     const struct attention_shape *s = &plan->s;
     const struct cudnn_attention_shape call = call_shape(s, plan->batches, plan->kv_heads);
 
+    if (cudnnGetVersion() <= LAST_WITH_WHOLE_TILES && s->T % TILE != 0)
+        return fail(SHOAL_ERR_UNAVAILABLE,
+                    "cuDNN up to %d takes backwards over multiples of %d tokens, not %lld",
+                    (int)LAST_WITH_WHOLE_TILES, (int)TILE, (long long)s->T);
     /* The statistics of a call's heads must start at 16 bytes, too. */
     if (plan->kv_heads < s->K && call.H * s->T % 4 != 0)
         return fail(SHOAL_ERR_UNAVAILABLE, "%lld tokens cannot be cut by heads", (long long)s->T);

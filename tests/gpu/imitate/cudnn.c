@@ -28,7 +28,7 @@ static size_t width_of(cudnnBackendAttributeType_t type)
 
 size_t cudnnGetVersion(void)
 {
-    return CUDNN_VERSION;
+    return imitate.cudnn_version > 0 ? imitate.cudnn_version : CUDNN_VERSION;
 }
 
 const char *cudnnGetErrorString(cudnnStatus_t status)

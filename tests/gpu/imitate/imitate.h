@@ -14,12 +14,13 @@
  */
 struct imitate {
     /* Faults to inject. */
-    bool no_cudnn;       /* cudnnCreate fails */
-    bool refuse_graphs;  /* cuDNN has no engine for a graph */
-    bool refuse_bias;    /* cuBLASLt has no algorithm with a bias */
-    bool refuse_product; /* cuBLASLt has no algorithm at all */
-    size_t free_bytes;   /* that the device says it has; 0: 1 GiB */
-    int fail_attribute;  /* the n-th cudnnBackendSetAttribute from now fails; 0: none */
+    bool no_cudnn;        /* cudnnCreate fails */
+    bool refuse_graphs;   /* cuDNN has no engine for a graph */
+    bool refuse_bias;     /* cuBLASLt has no algorithm with a bias */
+    bool refuse_product;  /* cuBLASLt has no algorithm at all */
+    size_t cudnn_version; /* 0: that of the headers */
+    size_t free_bytes;    /* that the device says it has; 0: 1 GiB */
+    int fail_attribute;   /* the n-th cudnnBackendSetAttribute from now fails; 0: none */
 
     /* What was done. */
     int products, graphs, replays;

@@ -35,7 +35,7 @@ struct shapes model_shapes(const struct model *model, int64_t B, int64_t T, enum
 
 /* ---- carving ---- */
 
-enum { CARVE_ALIGN = 64 };
+enum { CARVE_ALIGN = 256 }; /* what libraries on a GPU expect of their workspaces */
 
 void *carve(struct carve *c, size_t n_bytes)
 {

@@ -21,7 +21,7 @@
  * - Deterministic: work is cut by shape and never by the number of threads; sums over rows go
  *   over fixed row blocks in a fixed order.  The same inputs give the same bits on 1 or n threads.
  * - No op allocates.  `scratch` is caller's memory of at least the op's *_scratch_bytes,
- *   64-byte aligned.
+ *   256-byte aligned.
  * - Ops that write weight gradients overwrite them (they do not accumulate).
  * - Matmul primitives of a shape are built by op_linear_prepare before the first step.
  *

@@ -51,10 +51,10 @@ uint32_t rig_hash(uint64_t stream, uint64_t i)
     return (uint32_t)(x ^ (x >> 16));
 }
 
-/* 64-byte aligned, all NaN. */
+/* 256-byte aligned, all NaN. */
 static void *block(size_t n_bytes)
 {
-    void *p = aligned_alloc(64, (n_bytes + 63) / 64 * 64);
+    void *p = aligned_alloc(256, (n_bytes + 255) / 256 * 256);
 
     cr_assert_not_null(p);
     memset(p, 0xff, n_bytes);

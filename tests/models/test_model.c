@@ -271,7 +271,7 @@ static void check_decode(struct rig *rig, double tolerance)
     size_t cache_bytes = model_cache_bytes(rig->model, T, rig->dtype);
     char *cache = calloc((size_t)c->layers, cache_bytes);
     void *scratch = aligned_alloc(
-        64, (model_decode_scratch_bytes(rig->model, rig->ops, T, rig->dtype) + 63) / 64 * 64);
+        256, (model_decode_scratch_bytes(rig->model, rig->ops, T, rig->dtype) + 255) / 256 * 256);
     float *logits = malloc((size_t)c->vocab * sizeof *logits);
     float *x[2] = {malloc((size_t)c->hidden * sizeof(float)),
                    malloc((size_t)c->hidden * sizeof(float))};

@@ -286,9 +286,12 @@ const struct cudnn_plan *cudnn_attention_plan(const struct cudnn_attention *atte
     return &attention->plan;
 }
 
+/* That of device memory: the library asks for less or says nothing, and is used with no other. */
+enum { SCRATCH_ALIGNMENT = 256 };
+
 static size_t aligned(size_t n_bytes)
 {
-    return (n_bytes + 255) & ~(size_t)255;
+    return (n_bytes + SCRATCH_ALIGNMENT - 1) & ~(size_t)(SCRATCH_ALIGNMENT - 1);
 }
 
 /* Behind the plan's workspace: row sums, then dq's sums. */
@@ -348,6 +351,9 @@ shoal_status cudnn_attention_run(cudnnHandle_t handle, struct cudnn_attention *a
 
     if (a->plan.plan == NULL)
         return fail(SHOAL_ERR_INTERNAL, "attention: the plan was not compiled");
+    if ((uintptr_t)scratch % SCRATCH_ALIGNMENT != 0)
+        return fail(SHOAL_ERR_INTERNAL, "attention: expected scratch aligned to %d bytes, found %p",
+                    (int)SCRATCH_ALIGNMENT, scratch);
     for (int role = 0; role < ROLE_COUNT; role++) {
         if (a->ids[role] == 0)
             continue;

@@ -55,6 +55,6 @@ const struct cudnn_plan *cudnn_attention_plan(const struct cudnn_attention *atte
  */
 size_t cudnn_attention_estimate_bytes(const struct cudnn_attention_shape *shape);
 
-/* On the handle's stream. */
+/* On the handle's stream; scratch is aligned to 256 bytes. */
 shoal_status cudnn_attention_run(cudnnHandle_t handle, struct cudnn_attention *attention,
                                  const struct cudnn_attention_data *data, void *scratch);

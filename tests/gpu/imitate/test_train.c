@@ -176,6 +176,8 @@ Test(imitated_train, says_what_attention_runs_on)
     expect_said("run.attention=auto", "forward cuDNN engine ");
     expect_said("run.attention=cudnn", "forward cuDNN engine ");
     expect_said("run.attention=own", "forward own kernels; backward own kernels");
+    expect_said("data.seq_len=33",
+                "forward cuDNN engine "); /* sizes that no power of two divides */
     expect_said("precision.tf32=true", "(tf32), attention");
     cr_assert_eq(one_step(host, "run.device=cpu", "run.attention=cudnn"), 69, "%s", rig_log());
     cr_assert_not_null(strstr(rig_log(), "run.attention: cudnn, but this run computes on the CPU"),

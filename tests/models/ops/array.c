@@ -133,7 +133,7 @@ void ops_rig_destroy(struct ops_rig *rig)
 
 void *scratch_create(size_t n_bytes)
 {
-    void *scratch = aligned_alloc(64, (n_bytes + 127) / 64 * 64);
+    void *scratch = aligned_alloc(256, (n_bytes + 511) / 256 * 256);
 
     cr_assert_not_null(scratch);
     memset(scratch, 0xff, n_bytes);

@@ -17,9 +17,8 @@ static inline shoal_status launch(const char *what, void (*kernel)(Parameters...
                                   int threads, size_t shared_bytes, cudaStream_t stream,
                                   Arguments... arguments)
 {
-    const size_t without_asking = 48 << 10;
-
-    if (shared_bytes > without_asking)
+    /* Beyond 48 KiB it must be asked for, and the kernel's static arrays count. */
+    if (shared_bytes > 0)
         SHOAL_TRY(cuda_check(cudaFuncSetAttribute((const void *)kernel,
                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                   (int)shared_bytes),

@@ -101,10 +101,11 @@ static void check_norm(enum norm_kind kind, enum dtype dtype)
 {
     /*
      * One element; no multiple of a group; several groups per thread; more rows than 512 blocks of
-     * eight; sums of columns that do not fit into shared memory.
+     * eight; sums of columns that do not fit into shared memory; 48 KiB of them, to which the
+     * kernel's static arrays are added, with LayerNorm and with RMSNorm.
      */
-    static const int64_t shapes[][2] = {{1, 1},   {3, 7},     {5, 64},    {33, 203},
-                                        {9, 768}, {17, 2056}, {4200, 24}, {2, 24584}};
+    static const int64_t shapes[][2] = {{1, 1},     {3, 7},     {5, 64},    {33, 203}, {9, 768},
+                                        {17, 2056}, {4200, 24}, {2, 24584}, {2, 6144}, {2, 12288}};
 
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         struct norm_case c = norm_case_create(kind, dtype, shapes[i][0], shapes[i][1]);

@@ -20,15 +20,18 @@ static __device__ __forceinline__ struct running thread_sum(const T *logits, int
     struct running r = {-INFINITY, 0.0};
 
     for (int64_t i = (int64_t)threadIdx.x * GROUP; i < V; i += (int64_t)LOSS_THREADS * GROUP) {
-        const struct group x = load_group(logits, i, V, vector);
+        struct group x = load_group(logits, i, V, vector);
         float max = r.max;
         float sum = 0.0f;
-        for (int j = 0; j < GROUP; j++)
-            if (i + j < V)
-                max = fmaxf(max, x.v[j]);
-        for (int j = 0; j < GROUP; j++)
-            if (i + j < V && x.v[j] != -INFINITY) /* max may be -inf, too */
-                sum += expf(x.v[j] - max);
+        for (int j = 0; j < GROUP; j++) {
+            x.v[j] = i + j < V ? x.v[j] : -INFINITY;
+            max = fmaxf(max, x.v[j]);
+        }
+        /* Selections instead of branches, so that the eight run side by side. */
+        for (int j = 0; j < GROUP; j++) {
+            const float e = expf(x.v[j] - max);
+            sum += x.v[j] == -INFINITY ? 0.0f : e; /* max may be -inf, too */
+        }
         if (max > r.max)
             r.sum *= (double)expf(r.max - max);
         r.sum += (double)sum;
@@ -66,12 +69,13 @@ static __global__ void __launch_bounds__(LOSS_THREADS)
     if (!backward)
         return;
     const float factor = (float)((double)scale / sum);
+    const double share = (double)expf(target_logit - max) / sum;
+    const float target_gradient = (float)((share - 1.0) * (double)scale);
     for (int64_t i = first; i < V; i += step) {
         struct group x = load_group(logits, i, V, vector);
         for (int j = 0; j < GROUP; j++) {
-            const float e = expf(x.v[j] - max);
-            x.v[j] =
-                i + j == target ? (float)(((double)e / sum - 1.0) * (double)scale) : e * factor;
+            const float gradient = expf(x.v[j] - max) * factor;
+            x.v[j] = i + j == target ? target_gradient : gradient;
         }
         store_group(logits, i, V, vector, x);
     }

@@ -119,7 +119,7 @@ static __global__ void __launch_bounds__(SUM_LANES *SUM_STREAMS)
     float sum[WIDTH] = {};
 
     if (column < n) {
-#pragma unroll 4
+#pragma unroll(WIDTH == 1 ? 16 : 4)
         for (int64_t row = begin + stream; row < end; row += SUM_STREAMS) {
             if (WIDTH == 1) {
                 sum[0] += to_float(x[row * n + column]);

@@ -129,6 +129,9 @@ static void activations(int64_t N, int64_t F, enum dtype dtype)
     expect(cuda_gelu(NULL, N * F, dtype, x, array(dtype, N * F)), "gelu");
     expect(cuda_gelu_backward(NULL, N * F, dtype, x, array(dtype, N * F), array(dtype, N * F)),
            "gelu backward");
+    expect(cuda_gelu_again(NULL, N * F, dtype, x, array(dtype, N * F), array(dtype, N * F),
+                           array(dtype, N * F)),
+           "gelu again");
     expect(cuda_swiglu(NULL, N, F, dtype, pair, array(dtype, N * F)), "swiglu");
     expect(
         cuda_swiglu_backward(NULL, N, F, dtype, pair, array(dtype, N * F), array(dtype, 2 * N * F)),

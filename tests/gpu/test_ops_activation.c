@@ -27,7 +27,7 @@ static void activation_case_destroy(struct activation_case *c)
     array_free(&c->dy);
 }
 
-/* gelu, its dx in place of dy, swiglu, its dx */
+/* gelu, its dx in place of dy, swiglu, its dx, and the first two in one */
 static void run_activations(void *arg, struct gpu *gpu, struct outputs *out)
 {
     const struct activation_case *c = arg;
@@ -38,15 +38,20 @@ static void run_activations(void *arg, struct gpu *gpu, struct outputs *out)
     void *dx = gpu_put(gpu, c->dy);
     void *z = gpu_new(gpu, c->dtype, n);
     void *dz = gpu_new(gpu, c->dtype, 2 * n);
+    void *same_y = gpu_new(gpu, c->dtype, n);
+    void *same_dx = gpu_put(gpu, c->dy);
 
     EXPECT_OK(cuda_gelu(NULL, n, c->dtype, x, y));
     EXPECT_OK(cuda_gelu_backward(NULL, n, c->dtype, x, dx, dx));
     EXPECT_OK(cuda_swiglu(NULL, c->N, c->F, c->dtype, x, z));
     EXPECT_OK(cuda_swiglu_backward(NULL, c->N, c->F, c->dtype, x, dy, dz));
+    EXPECT_OK(cuda_gelu_again(NULL, n, c->dtype, x, same_dx, same_y, same_dx));
     outputs_take(out, gpu, y);
     outputs_take(out, gpu, dx);
     outputs_take(out, gpu, z);
     outputs_take(out, gpu, dz);
+    outputs_take(out, gpu, same_y);
+    outputs_take(out, gpu, same_dx);
 }
 
 static void expect_cpu(const struct activation_case *c, const struct outputs *out)
@@ -67,6 +72,8 @@ static void expect_cpu(const struct activation_case *c, const struct outputs *ou
     outputs_expect(out, 2, half, tolerance, "swiglu");
     EXPECT_OK(op_swiglu_backward(rig.ops, c->N, c->F, DTYPE_F32, x.p, dy.p, whole.p));
     outputs_expect(out, 3, whole, tolerance, "swiglu dx");
+    array_expect_same_bits(out->arrays[4], out->arrays[0], "gelu again");
+    array_expect_same_bits(out->arrays[5], out->arrays[1], "gelu again: dx");
     array_free(&x);
     array_free(&dy);
     array_free(&half);

@@ -26,12 +26,14 @@ static __device__ __forceinline__ float gelu_of(float x)
     return x * sigmoid(TWO_ROOT * x * (1.0f + CUBIC * x * x), &rest);
 }
 
-static __device__ __forceinline__ float gelu_slope(float x)
+/* gelu_of and its derivative. */
+static __device__ __forceinline__ float gelu_and_slope(float x, float *slope_out)
 {
     float rest;
     const float s = sigmoid(TWO_ROOT * x * (1.0f + CUBIC * x * x), &rest);
 
-    return s + x * s * rest * (TWO_ROOT * (1.0f + 3.0f * CUBIC * x * x));
+    *slope_out = s + x * s * rest * (TWO_ROOT * (1.0f + 3.0f * CUBIC * x * x));
+    return x * s;
 }
 
 static __device__ __forceinline__ int64_t flat_group()
@@ -53,19 +55,24 @@ static __global__ void __launch_bounds__(ACTIVATION_THREADS)
     store_group(y, i, n, vector, v);
 }
 
-/* dx may be dy: a group is read before it is written. */
+/* dx, and y unless it is NULL.  dx may be dy: a group is read before it is written. */
 template <typename T>
 static __global__ void __launch_bounds__(ACTIVATION_THREADS)
-    gelu_backward_kernel(int64_t n, const T *x, const T *dy, T *dx, bool vector)
+    gelu_backward_kernel(int64_t n, const T *x, const T *dy, T *y, T *dx, bool vector)
 {
     const int64_t i = flat_group();
 
     if (i >= n)
         return;
-    const struct group v = load_group(x, i, n, vector);
+    struct group v = load_group(x, i, n, vector);
     struct group d = load_group(dy, i, n, vector);
-    for (int j = 0; j < GROUP; j++)
-        d.v[j] = d.v[j] * gelu_slope(v.v[j]);
+    for (int j = 0; j < GROUP; j++) {
+        float slope;
+        v.v[j] = gelu_and_slope(v.v[j], &slope);
+        d.v[j] = d.v[j] * slope;
+    }
+    if (y != NULL)
+        store_group(y, i, n, vector, v);
     store_group(dx, i, n, vector, d);
 }
 
@@ -138,22 +145,28 @@ shoal_status cuda_gelu(cudaStream_t stream, int64_t n, enum dtype dtype, const v
 
 template <typename T>
 static shoal_status gelu_backward(cudaStream_t stream, int64_t n, const void *x, const void *dy,
-                                  void *dx)
+                                  void *y, void *dx)
 {
     return launch("gelu backward", gelu_backward_kernel<T>, flat_grid(n), ACTIVATION_THREADS, 0,
-                  stream, n, (const T *)x, (const T *)dy, (T *)dx,
-                  is_aligned(x) && is_aligned(dy) && is_aligned(dx));
+                  stream, n, (const T *)x, (const T *)dy, (T *)y, (T *)dx,
+                  is_aligned(x) && is_aligned(dy) && is_aligned(y) && is_aligned(dx));
 }
 
-shoal_status cuda_gelu_backward(cudaStream_t stream, int64_t n, enum dtype dtype, const void *x,
-                                const void *dy, void *dx)
+shoal_status cuda_gelu_again(cudaStream_t stream, int64_t n, enum dtype dtype, const void *x,
+                             const void *dy, void *y, void *dx)
 {
     SHOAL_TRY(check_dtype("gelu backward", dtype));
     SHOAL_TRY(check_range("gelu backward", "number of elements", n, 0, ELEMENTS_MAX));
     if (n == 0)
         return SHOAL_OK;
-    return (dtype == DTYPE_F32 ? gelu_backward<float> : gelu_backward<bf16_t>)(stream, n, x, dy,
+    return (dtype == DTYPE_F32 ? gelu_backward<float> : gelu_backward<bf16_t>)(stream, n, x, dy, y,
                                                                                dx);
+}
+
+shoal_status cuda_gelu_backward(cudaStream_t stream, int64_t n, enum dtype dtype, const void *x,
+                                const void *dy, void *dx)
+{
+    return cuda_gelu_again(stream, n, dtype, x, dy, NULL, dx);
 }
 
 /* Long rows are shared by several blocks. */

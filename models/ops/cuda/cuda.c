@@ -67,6 +67,7 @@ static const struct ops_vtable cuda_table = {
     .attention_decode = ops_cuda_attention_decode,
     .gelu = ops_cuda_gelu,
     .gelu_backward = ops_cuda_gelu_backward,
+    .gelu_again = ops_cuda_gelu_again,
     .swiglu = ops_cuda_swiglu,
     .swiglu_backward = ops_cuda_swiglu_backward,
     .embedding = ops_cuda_embedding,

@@ -109,6 +109,8 @@ shoal_status ops_cuda_attention_decode(struct ops *ops, struct attention_shape s
 shoal_status ops_cuda_gelu(struct ops *ops, int64_t n, enum dtype dtype, const void *x, void *y);
 shoal_status ops_cuda_gelu_backward(struct ops *ops, int64_t n, enum dtype dtype, const void *x,
                                     const void *dy, void *dx);
+shoal_status ops_cuda_gelu_again(struct ops *ops, int64_t n, enum dtype dtype, const void *x,
+                                 const void *dy, void *y, void *dx);
 shoal_status ops_cuda_swiglu(struct ops *ops, int64_t N, int64_t F, enum dtype dtype,
                              const void *gate_up, void *y);
 shoal_status ops_cuda_swiglu_backward(struct ops *ops, int64_t N, int64_t F, enum dtype dtype,

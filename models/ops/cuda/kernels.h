@@ -67,6 +67,9 @@ shoal_status cuda_attention_decode(cudaStream_t stream, struct attention_shape s
 shoal_status cuda_gelu(cudaStream_t stream, int64_t n, enum dtype dtype, const void *x, void *y);
 shoal_status cuda_gelu_backward(cudaStream_t stream, int64_t n, enum dtype dtype, const void *x,
                                 const void *dy, void *dx);
+/* The bits of both. */
+shoal_status cuda_gelu_again(cudaStream_t stream, int64_t n, enum dtype dtype, const void *x,
+                             const void *dy, void *y, void *dx);
 shoal_status cuda_swiglu(cudaStream_t stream, int64_t N, int64_t F, enum dtype dtype,
                          const void *gate_up, void *y);
 shoal_status cuda_swiglu_backward(cudaStream_t stream, int64_t N, int64_t F, enum dtype dtype,

@@ -34,6 +34,12 @@ shoal_status ops_cuda_gelu_backward(struct ops *ops, int64_t n, enum dtype dtype
     return cuda_gelu_backward(cuda_of(ops)->stream, n, dtype, x, dy, dx);
 }
 
+shoal_status ops_cuda_gelu_again(struct ops *ops, int64_t n, enum dtype dtype, const void *x,
+                                 const void *dy, void *y, void *dx)
+{
+    return cuda_gelu_again(cuda_of(ops)->stream, n, dtype, x, dy, y, dx);
+}
+
 shoal_status ops_cuda_swiglu(struct ops *ops, int64_t N, int64_t F, enum dtype dtype,
                              const void *gate_up, void *y)
 {

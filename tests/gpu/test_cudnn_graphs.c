@@ -75,10 +75,9 @@ static void check_device(int version)
     part.qkv_row = 48 * 128;
     part.y_row = 32 * 128;
     const struct cudnn_attention_shape shapes[] = {
-        shape(4, 1024, 12, 12, 64), shape(16, 1024, 25, 25, 64),
-        shape(1, 8192, 32, 8, 128), shape(2, 1001, 12, 4, 64),
-        shape(1, 63, 4, 2, 128),    shape(1, 2, 2, 2, 16),
-        shape(1, 65, 3, 1, 72),     shape(2, 32, 4, 4, 8),  part};
+        shape(4, 1024, 12, 12, 64), shape(16, 1024, 25, 25, 64), shape(1, 8192, 32, 8, 128),
+        shape(2, 1001, 12, 4, 64),  shape(1, 63, 4, 2, 128),     shape(1, 2, 2, 2, 16),
+        shape(1, 65, 3, 1, 72),     shape(2, 32, 4, 4, 8),       part};
     cudnnBackendDescriptor_t properties = properties_of(version);
 
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {

@@ -47,9 +47,9 @@ OPTIM_INLINE float find_scale(struct map_form form, const float *restrict x, siz
     return map_scale(ao, largest);
 }
 
-/* `shares`: bits of x / scale. */
-OPTIM_INLINE void find_codes(struct map_form form, const float *restrict x,
-                             const uint32_t *restrict shares, size_t n, uint32_t *restrict codes)
+/* The scale of all x, or one for each of them in `scales` unless that is NULL. */
+OPTIM_INLINE void find_codes(struct map_form form, const float *restrict x, size_t n, float scale,
+                             const float *restrict scales, uint32_t *restrict codes)
 {
     const struct map_steps *steps = &codec_maps[form.kind][form.sign].steps;
     const struct map_search search = {
@@ -59,10 +59,13 @@ OPTIM_INLINE void find_codes(struct map_form form, const float *restrict x,
         .cell = steps->cell,
         .keeps_sign = form.kind == MAP_BNB8 && form.sign == CODEC_SIGNED,
     };
+    uint32_t shares[MAX_BLOCK];
     uint32_t entries[MAX_BLOCK];
 
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
+        shares[i] = bits_of(x[i] / (scales != NULL ? scales[i] : scale));
         entries[i] = map_index(search, shares[i]);
+    }
     look_up(steps->cell, entries, n);
     for (size_t i = 0; i < n; i++)
         codes[i] = map_code_in(search, shares[i], entries[i], x[i]);
@@ -71,7 +74,6 @@ OPTIM_INLINE void find_codes(struct map_form form, const float *restrict x,
 OPTIM_INLINE void encode_blocks(struct map_form form, const float *restrict x, size_t n,
                                 uint8_t *restrict codes, float *restrict scales)
 {
-    uint32_t shares[MAX_BLOCK];
     uint32_t words[MAX_BLOCK];
 
     for (size_t at = 0; at < n; at += form.block) {
@@ -79,9 +81,7 @@ OPTIM_INLINE void encode_blocks(struct map_form form, const float *restrict x, s
         const float scale = find_scale(form, x + at, count);
 
         scales[at / form.block] = scale;
-        for (size_t i = 0; i < count; i++)
-            shares[i] = bits_of(x[at + i] / scale);
-        find_codes(form, x + at, shares, count, words);
+        find_codes(form, x + at, count, scale, NULL, words);
         if (form.bits == 8)
             narrow(words, count, codes + at);
         else
@@ -143,15 +143,12 @@ static const struct map_form SCALED = {MAP_LPMM4, CODEC_UNSIGNED, 4, 128, FIRST_
 
 void ISA_NAME(codec_lpmm4_encode_scaled)(const float *x, const float *scales, size_t n, void *codes)
 {
-    uint32_t shares[MAX_BLOCK];
     uint32_t words[MAX_BLOCK];
 
     for (size_t at = 0; at < n; at += MAX_BLOCK) {
         const size_t count = n - at < MAX_BLOCK ? n - at : MAX_BLOCK;
 
-        for (size_t i = 0; i < count; i++)
-            shares[i] = bits_of(x[at + i] / scales[at + i]);
-        find_codes(SCALED, x + at, shares, count, words);
+        find_codes(SCALED, x + at, count, 0.0f, scales + at, words);
         narrow_nibbles(SCALED.order, words, count, (uint8_t *)codes + at / 2);
     }
 }

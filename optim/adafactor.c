@@ -59,7 +59,6 @@ static void adafactor_finish(const struct optim_stats *stats, const struct optim
 }
 
 static const struct optim_stats_rule adafactor_stats = {
-    .n_passes = 2,
     .n_vectors = FACTORED_VECTORS,
     .vectors =
         {

@@ -85,7 +85,6 @@ static void adam_mini_finish(const struct optim_stats *stats, const struct optim
 }
 
 static const struct optim_stats_rule adam_mini_stats = {
-    .n_passes = 1,
     .n_vectors = MINI_VECTORS,
     .vectors =
         {

@@ -25,7 +25,7 @@
 
 static const double EPS2 = 1e-16;
 
-enum { PASS_SQUARES, PASS_UPDATE, PASS_INSTABILITY, PASSES };
+enum { PASS_SQUARES, PASS_UPDATE, PASS_INSTABILITY };
 
 static struct optim_scalars came_scalars(const struct optim_hyper *hyper, int64_t step)
 {
@@ -126,7 +126,6 @@ static void came_finish(const struct optim_stats *stats, const struct optim_stat
 }
 
 static const struct optim_stats_rule came_stats = {
-    .n_passes = PASSES,
     .n_vectors = CAME_VECTORS,
     .vectors =
         {

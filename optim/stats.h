@@ -8,9 +8,9 @@
  * (cautious, mars with tensor_clip, states of rank-1 scales), as pure functions over tiles.  The
  * caller makes operations of them.
  *
- * A step has n_passes passes.  In each pass every tile of a tensor adds integers to limbs; limbs
- * are summed over threads and ranks in any order; finish turns the sums into small fp32 vectors,
- * which all ranks hold whole and alike.  Then apply updates the tiles.  For one tensor:
+ * A step has up to STATS_MAX_PASSES passes.  In each every tile of a tensor adds integers to limbs;
+ * limbs are summed over threads and ranks in any order; finish turns the sums into small fp32
+ * vectors, which all ranks hold whole and alike.  Then apply updates the tiles.  For one tensor:
  *
  *     for each pass p with n_limbs[p] > 0:
  *         every thread zeroes n_limbs[p] limbs of its own and calls accumulate on its tiles
@@ -95,7 +95,6 @@ struct optim_vector {
 
 /* What a rule of OPTIM_NEEDS_BLOCK_SUMS adds to struct optim_rule; the same for all tensors. */
 struct optim_stats_rule {
-    int n_passes;
     int n_vectors;
     struct optim_vector vectors[STATS_MAX_VECTORS];
     const struct optim_stats_kernels *kernels[3]; /* by enum isa */

@@ -82,7 +82,6 @@ static void elements_finish(const struct optim_stats *stats, const struct optim_
 }
 
 const struct optim_stats_rule optim_elements_stats = {
-    .n_passes = STATS_PASS_MAXIMA + 1,
     .n_vectors = ELEMENTS_VECTORS,
     .vectors =
         {

@@ -219,7 +219,7 @@ static inline void train(struct trained *t, int64_t index, const struct cut *cut
                 t->vectors[rank][k][i] = NAN;
         }
     }
-    for (int pass = 0; pass < rule->n_passes; pass++) {
+    for (int pass = 0; pass < STATS_MAX_PASSES; pass++) {
         if (t->stats.n_limbs[pass] > 0)
             run_pass(t, &step, cut, pass);
     }

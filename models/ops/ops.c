@@ -147,6 +147,42 @@ shoal_status op_linear_backward_input(struct ops *ops, struct linear_shape s, co
            ops->table->linear_backward_input(ops, s, dy, w, dx, scratch));
 }
 
+shoal_status op_linear_gelu_prepare(struct ops *ops, struct linear_shape up, bool bias,
+                                    struct linear_shape down)
+{
+    SHOAL_TRY(check_linear("linear gelu", &up));
+    SHOAL_TRY(check_linear("linear gelu", &down));
+    if (ops->table->linear_gelu_prepare == NULL)
+        return SHOAL_OK;
+    return ops->table->linear_gelu_prepare(ops, up, bias, down);
+}
+
+shoal_status op_linear_gelu(struct ops *ops, struct linear_shape s, const void *x, const void *w,
+                            const void *bias, void *up, void *act, void *scratch)
+{
+    if (ops->table->linear_gelu == NULL) {
+        SHOAL_TRY(op_linear(ops, s, x, w, bias, up, scratch));
+        return op_gelu(ops, s.rows * s.out, s.dtype, up, act);
+    }
+    SHOAL_TRY(check_linear("linear gelu", &s));
+    BOOKED(OP_CLASS_LINEAR, 2 * s.rows * s.in * s.out,
+           width(s.dtype) * (s.rows * s.in + s.in * s.out + 2 * s.rows * s.out),
+           ops->table->linear_gelu(ops, s, x, w, bias, up, act, scratch));
+}
+
+shoal_status op_linear_backward_input_gelu(struct ops *ops, struct linear_shape s, const void *dy,
+                                           const void *w, const void *up, void *dup, void *scratch)
+{
+    if (ops->table->linear_backward_input_gelu == NULL) {
+        SHOAL_TRY(op_linear_backward_input(ops, s, dy, w, dup, scratch));
+        return op_gelu_backward(ops, s.rows * s.in, s.dtype, up, dup, dup);
+    }
+    SHOAL_TRY(check_linear("linear gelu backward", &s));
+    BOOKED(OP_CLASS_LINEAR, 2 * s.rows * s.in * s.out,
+           width(s.dtype) * (2 * s.rows * s.in + s.in * s.out + s.rows * s.out),
+           ops->table->linear_backward_input_gelu(ops, s, dy, w, up, dup, scratch));
+}
+
 shoal_status op_linear_backward_weight(struct ops *ops, struct linear_shape s, const void *dy,
                                        const void *x, float *dw, float *dbias, void *scratch)
 {

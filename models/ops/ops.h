@@ -100,6 +100,25 @@ shoal_status op_linear_add(struct ops *ops, struct linear_shape s, const void *x
 shoal_status op_linear_backward_input(struct ops *ops, struct linear_shape s, const void *dy,
                                       const void *w, void *dx, void *scratch);
 
+/*
+ * A linear layer and the GELU behind it, and the way back through the GELU before one.  The same
+ * as op_linear and op_gelu, or op_linear_backward_input and op_gelu_backward, one after the other;
+ * a back end may make them in one pass, GELU and its gradient then from sums not yet rounded.
+ */
+
+/* Build what the two below need beside op_linear_prepare: `up` is the shape of the layer before the
+ * GELU, with a bias or without, `down` that of the layer behind it; idempotent. */
+shoal_status op_linear_gelu_prepare(struct ops *ops, struct linear_shape up, bool bias,
+                                    struct linear_shape down);
+
+/* up [rows, out] dtype = x wᵀ (+ bias [out], NULL: none); act [rows, out] dtype = gelu(up). */
+shoal_status op_linear_gelu(struct ops *ops, struct linear_shape s, const void *x, const void *w,
+                            const void *bias, void *up, void *act, void *scratch);
+
+/* dup [rows, in] dtype = (dy [rows, out] w) * gelu'(up [rows, in]). */
+shoal_status op_linear_backward_input_gelu(struct ops *ops, struct linear_shape s, const void *dy,
+                                           const void *w, const void *up, void *dup, void *scratch);
+
 /* dw [out, in] fp32 = dyᵀ x; dbias [out] fp32 = column sums of dy (NULL: not wanted). */
 shoal_status op_linear_backward_weight(struct ops *ops, struct linear_shape s, const void *dy,
                                        const void *x, float *dw, float *dbias, void *scratch);

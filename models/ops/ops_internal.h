@@ -25,6 +25,16 @@ struct ops_vtable {
                                const void *bias, const float *residual, float *y, void *scratch);
     shoal_status (*linear_backward_input)(struct ops *ops, struct linear_shape s, const void *dy,
                                           const void *w, void *dx, void *scratch);
+    /* Optional, all three or none: NULL stands for linear and gelu, or linear_backward_input and
+     * gelu_backward, one after the other. */
+    shoal_status (*linear_gelu_prepare)(struct ops *ops, struct linear_shape up, bool bias,
+                                        struct linear_shape down);
+    shoal_status (*linear_gelu)(struct ops *ops, struct linear_shape s, const void *x,
+                                const void *w, const void *bias, void *up, void *act,
+                                void *scratch);
+    shoal_status (*linear_backward_input_gelu)(struct ops *ops, struct linear_shape s,
+                                               const void *dy, const void *w, const void *up,
+                                               void *dup, void *scratch);
     shoal_status (*linear_backward_weight)(struct ops *ops, struct linear_shape s, const void *dy,
                                            const void *x, float *dw, float *dbias, void *scratch);
 

@@ -223,6 +223,41 @@ Test(op_linear, gradients_of_several_tiles_are_the_products)
     for_all_shapes(DTYPE_BF16, check_large_gradients);
 }
 
+static void check_gelu(struct ops *ops, struct linear_case *c)
+{
+    const struct linear_shape s = c->s;
+    struct array up = array_create(s.dtype, s.rows * s.out), want_up = array_create(s.dtype, up.n);
+    struct array act = array_create(s.dtype, up.n), want_act = array_create(s.dtype, up.n);
+    struct array dup = array_create(s.dtype, s.rows * s.in),
+                 want_dup = array_create(s.dtype, dup.n);
+
+    for (int with_bias = 0; with_bias < 2; with_bias++) {
+        const void *bias = with_bias ? c->bias.p : NULL;
+        EXPECT_OK(op_linear_gelu_prepare(ops, s, with_bias, s));
+        EXPECT_OK(op_linear_gelu(ops, s, c->x.p, c->w.p, bias, up.p, act.p, c->scratch));
+        EXPECT_OK(op_linear(ops, s, c->x.p, c->w.p, bias, want_up.p, c->scratch));
+        EXPECT_OK(op_gelu(ops, up.n, s.dtype, want_up.p, want_act.p));
+        array_expect_same_bits(up, want_up, "linear before gelu");
+        array_expect_same_bits(act, want_act, "gelu behind linear");
+    }
+
+    /* The layer's own x stands for what the GELU before it had. */
+    EXPECT_OK(op_linear_backward_input_gelu(ops, s, c->dy.p, c->w.p, c->x.p, dup.p, c->scratch));
+    EXPECT_OK(op_linear_backward_input(ops, s, c->dy.p, c->w.p, want_dup.p, c->scratch));
+    EXPECT_OK(op_gelu_backward(ops, dup.n, s.dtype, c->x.p, want_dup.p, want_dup.p));
+    array_expect_same_bits(dup, want_dup, "gradient through linear and gelu");
+
+    struct array *const arrays[] = {&up, &want_up, &act, &want_act, &dup, &want_dup};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        array_free(arrays[i]);
+}
+
+Test(op_linear, gelu_before_and_behind_has_the_bits_of_ops_one_after_the_other)
+{
+    for_all_shapes(DTYPE_F32, check_gelu);
+    for_all_shapes(DTYPE_BF16, check_gelu);
+}
+
 Test(op_linear, bf16_shape_that_was_not_prepared_is_an_error_with_its_size)
 {
     struct ops_rig rig = ops_rig_create(1);
@@ -247,6 +282,7 @@ Test(op_linear, refuses_empty_shapes_and_integer_types)
     struct linear_shape integers = {.rows = 1, .in = 48, .out = 32, .dtype = DTYPE_I32};
 
     cr_assert_eq(op_linear_prepare(rig.ops, empty), SHOAL_ERR_INTERNAL);
+    cr_assert_eq(op_linear_gelu_prepare(rig.ops, empty, true, integers), SHOAL_ERR_INTERNAL);
     cr_assert_eq(op_linear_prepare(rig.ops, integers), SHOAL_ERR_INTERNAL);
     cr_assert_not_null(strstr(shoal_last_error(), "expected f32 or bf16"), "%s",
                        shoal_last_error());

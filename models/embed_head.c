@@ -73,8 +73,10 @@ shoal_status head_backward(const struct model *model, struct ops *ops,
     struct shapes s = model_shapes(model, call->B, call->T, call->dtype);
     const void *norm_weight = weight_at(model, call->params, call->dtype, W_FINAL_NORM);
     struct scratch t;
+    struct gradient dx;
 
     carve_scratch(model, ops, call->B, call->T, call->dtype, call->scratch, &t);
+    carve_gradient(model, call->B, call->T, call->dtype, call->dx, &dx);
     if (c->tied)
         SHOAL_TRY(zero_rest_of_tied(model, ops, call->tied_grads));
     /* normed [N,C] */
@@ -85,9 +87,9 @@ shoal_status head_backward(const struct model *model, struct ops *ops,
                                     call->loss_scale, call->row_loss, t.wide_b,
                                     projection_grad(model, call), t.op));
     /* dx [N,C] = d final norm */
-    SHOAL_TRY(op_zero(ops, model_residual_bytes(model, call->B, call->T), call->dx));
+    SHOAL_TRY(op_zero(ops, model_residual_bytes(model, call->B, call->T), dx.wide));
     return op_norm_backward(ops, c->norm, s.N, c->hidden, call->dtype, t.wide_b, call->x_in,
-                            norm_weight, t.stats, call->dx,
+                            norm_weight, t.stats, dx.wide, dx.rounded,
                             grad_at(model, call->grads, W_FINAL_NORM),
                             grad_at(model, call->grads, W_FINAL_NORM_BIAS), t.op);
 }

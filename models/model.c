@@ -156,16 +156,12 @@ shoal_status model_norm(const struct model *model, struct ops *ops, int64_t N, e
     return op_norm(ops, c->norm, N, c->hidden, c->norm_eps, dtype, x, w, b, y, stats);
 }
 
-shoal_status model_round(struct ops *ops, int64_t n, enum dtype dtype, const float *x, void *buffer,
-                         const void **rounded_out)
+const char *recompute_name(enum recompute recompute)
 {
-    if (dtype == DTYPE_F32) {
-        *rounded_out = x;
-        return SHOAL_OK;
-    }
-    SHOAL_TRY(op_cast(ops, n, dtype, x, buffer));
-    *rounded_out = buffer;
-    return SHOAL_OK;
+    static const char *const names[] = {
+        [RECOMPUTE_NONE] = "none", [RECOMPUTE_SELECTIVE] = "selective", [RECOMPUTE_FULL] = "full"};
+
+    return names[recompute];
 }
 
 /* ---- the units' forward and backward ---- */

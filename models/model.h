@@ -95,8 +95,24 @@ void model_init_range(const struct model *model, uint64_t seed, int unit, struct
 
 /* ---- sizes of buffers, in bytes; shapes B x T, compute type dtype ---- */
 
+/*
+ * What a block's forward keeps for its backward; never changes a bit.  Chen et al. 2016; to make
+ * anew only what is large and cheap is Korthikanti et al. 2022.
+ */
+enum recompute {
+    RECOMPUTE_NONE,      /* all that backward reads */
+    RECOMPUTE_SELECTIVE, /* what products and attention made; norms and activations run again */
+    RECOMPUTE_FULL       /* nothing but its input: all of the block's forward runs again */
+};
+
+/* "none", "selective", "full" */
+const char *recompute_name(enum recompute recompute);
+
 size_t model_residual_bytes(const struct model *model, int64_t B, int64_t T); /* fp32 [B*T, C] */
-size_t model_saved_bytes(const struct model *model, int64_t B, int64_t T, enum dtype dtype);
+size_t model_saved_bytes(const struct model *model, int64_t B, int64_t T, enum dtype dtype,
+                         enum recompute recompute);
+/* `dx` of a call. */
+size_t model_gradient_bytes(const struct model *model, int64_t B, int64_t T, enum dtype dtype);
 size_t model_scratch_bytes(const struct model *model, const struct ops *ops, int64_t B, int64_t T,
                            enum dtype dtype);
 size_t model_decode_scratch_bytes(const struct model *model, const struct ops *ops, int64_t T_max,
@@ -106,7 +122,7 @@ size_t model_cache_bytes(const struct model *model, int64_t T_max, enum dtype dt
 
 /* Build matmul primitives for these shapes before the first step. */
 shoal_status model_prepare(const struct model *model, struct ops *ops, int64_t B, int64_t T,
-                           enum dtype dtype);
+                           enum dtype dtype, enum recompute recompute);
 shoal_status model_prepare_decode(const struct model *model, struct ops *ops, int64_t T_max,
                                   enum dtype dtype);
 
@@ -120,23 +136,26 @@ shoal_status model_prepare_decode(const struct model *model, struct ops *ops, in
  *   block backward  params, x_in, saved, dx, grads, scratch
  *   head forward    params, tied_params, targets, x_in, row_loss, scratch (loss only)
  *   head backward   the same and dx, grads, tied_grads (loss and gradient)
+ *
+ * dx is the residual stream's gradient as fp32 [B*T, C] and, behind it, unless dtype is fp32, the same
+ * rounded to dtype: head and blocks write both, blocks read both, embed reads fp32.
  */
 struct model_call {
     int64_t B, T;
     enum dtype dtype;
-    const void *params;      /* the unit's flat weights, dtype */
-    const void *tied_params; /* head of a tied model: unit embed's flat weights */
-    const int32_t *tokens;   /* [B, T] */
-    const int32_t *targets;  /* [B, T] */
-    const float *x_in;       /* residual stream before the unit [B*T, C] */
-    float *x_out;            /* after it; not x_in */
-    void *saved;             /* what forward keeps for backward, model_saved_bytes */
-    bool recompute;          /* backward: run the block's forward into `saved` first */
-    float *dx;               /* in: gradient of the unit's output (head: none); out: of its input */
-    float *grads;            /* the unit's flat gradient, fp32, overwritten; gaps zeroed */
-    float *tied_grads;       /* head of a tied model: flat as unit embed, zero but for the tokens */
-    double *row_loss;        /* [B*T] */
-    float loss_scale;        /* 1 / number of target tokens of the whole global batch */
+    const void *params;       /* the unit's flat weights, dtype */
+    const void *tied_params;  /* head of a tied model: unit embed's flat weights */
+    const int32_t *tokens;    /* [B, T] */
+    const int32_t *targets;   /* [B, T] */
+    const float *x_in;        /* residual stream before the unit [B*T, C] */
+    float *x_out;             /* after it; not x_in */
+    void *saved;              /* what forward keeps for backward, model_saved_bytes */
+    enum recompute recompute; /* full: backward runs the block's forward into `saved` first */
+    void *dx;          /* in: gradient of the unit's output (head: none); out: of its input */
+    float *grads;      /* the unit's flat gradient, fp32, overwritten; gaps zeroed */
+    float *tied_grads; /* head of a tied model: flat as unit embed, zero but for the tokens */
+    double *row_loss;  /* [B*T] */
+    float loss_scale;  /* 1 / number of target tokens of the whole global batch */
     void *scratch;
 };
 
@@ -176,7 +195,7 @@ int32_t model_sample(const float *logits, int64_t V, double temperature, double 
 struct model_refs {
     struct slot_ref params, tied_params, tokens, targets, x_in, x_out, saved, dx, grads, tied_grads,
         row_loss, scratch, cache, logits;
-    bool recompute;
+    enum recompute recompute;
     const float *loss_scale;
     const int64_t *position;
 };

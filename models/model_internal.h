@@ -84,6 +84,12 @@ struct carve {
 
 void *carve(struct carve *c, size_t n_bytes);
 
+/* The result of a norm: y [N, C] dtype and its statistics [N, 2]. */
+struct normed {
+    void *y;
+    float *stats;
+};
+
 /* What a block's forward keeps for its backward: the results of matmuls and attention. */
 struct saved {
     void *qkv;  /* [N, (H+2K)*D] dtype, after rotation */
@@ -91,10 +97,23 @@ struct saved {
     float *lse; /* [B, H, T] */
     float *mid; /* [N, C], the residual stream between attention and feed-forward */
     void *up;   /* [N, width_up] dtype, before the activation */
+    /* With RECOMPUTE_NONE, else NULL: */
+    struct normed norm1, norm2;
+    void *act; /* [N, F] dtype */
 };
 
-size_t carve_saved(const struct model *model, int64_t B, int64_t T, enum dtype dtype, void *base,
-                   struct saved *saved_out);
+size_t carve_saved(const struct model *model, int64_t B, int64_t T, enum dtype dtype,
+                   enum recompute recompute, void *base, struct saved *saved_out);
+
+/* The two halves of a call's dx. */
+struct gradient {
+    float *wide;   /* [N, C] */
+    void *rounded; /* [N, C] dtype; NULL with fp32 */
+    void *narrow;  /* what products read: rounded, or wide with fp32 */
+};
+
+size_t carve_gradient(const struct model *model, int64_t B, int64_t T, enum dtype dtype, void *base,
+                      struct gradient *gradient_out);
 
 /*
  * Temporaries of a unit.  `narrow` and the two wide buffers serve several tensors one after
@@ -120,10 +139,6 @@ float *grad_at(const struct model *model, float *grads, enum weight weight);
 shoal_status model_norm(const struct model *model, struct ops *ops, int64_t N, enum dtype dtype,
                         const float *x, const void *params, enum weight weight, void *y,
                         float *stats);
-
-/* x [N, C] fp32 as matmuls want it: itself with fp32, else rounded into `buffer`. */
-shoal_status model_round(struct ops *ops, int64_t n, enum dtype dtype, const float *x, void *buffer,
-                         const void **rounded_out);
 
 /* embed_head.c, block.c */
 shoal_status embed_forward(const struct model *model, struct ops *ops,

@@ -51,8 +51,15 @@ static void *carve_rows(struct carve *c, int64_t n_rows, int64_t width, enum dty
     return carve(c, (size_t)n_rows * (size_t)width * dtype_bytes(dtype));
 }
 
-size_t carve_saved(const struct model *model, int64_t B, int64_t T, enum dtype dtype, void *base,
-                   struct saved *saved_out)
+static struct normed carve_normed(struct carve *c, int64_t N, int64_t C, enum dtype dtype)
+{
+    void *y = carve_rows(c, N, C, dtype);
+
+    return (struct normed){.y = y, .stats = carve_rows(c, N, 2, DTYPE_F32)};
+}
+
+size_t carve_saved(const struct model *model, int64_t B, int64_t T, enum dtype dtype,
+                   enum recompute recompute, void *base, struct saved *saved_out)
 {
     const struct model_config *c = &model->config;
     struct carve memory = {.base = base};
@@ -63,6 +70,26 @@ size_t carve_saved(const struct model *model, int64_t B, int64_t T, enum dtype d
     saved_out->lse = carve_rows(&memory, N, c->heads, DTYPE_F32);
     saved_out->mid = carve_rows(&memory, N, c->hidden, DTYPE_F32);
     saved_out->up = carve_rows(&memory, N, width_up(c), dtype);
+    saved_out->norm1 = saved_out->norm2 = (struct normed){NULL, NULL};
+    saved_out->act = NULL;
+    if (recompute != RECOMPUTE_NONE)
+        return memory.used;
+    saved_out->norm1 = carve_normed(&memory, N, c->hidden, dtype);
+    saved_out->norm2 = carve_normed(&memory, N, c->hidden, dtype);
+    saved_out->act = carve_rows(&memory, N, c->ffn, dtype);
+    return memory.used;
+}
+
+size_t carve_gradient(const struct model *model, int64_t B, int64_t T, enum dtype dtype, void *base,
+                      struct gradient *gradient_out)
+{
+    const struct model_config *c = &model->config;
+    struct carve memory = {.base = base};
+
+    gradient_out->wide = carve_rows(&memory, B * T, c->hidden, DTYPE_F32);
+    gradient_out->rounded =
+        dtype == DTYPE_F32 ? NULL : carve_rows(&memory, B * T, c->hidden, dtype);
+    gradient_out->narrow = dtype == DTYPE_F32 ? gradient_out->wide : gradient_out->rounded;
     return memory.used;
 }
 
@@ -106,11 +133,19 @@ size_t model_residual_bytes(const struct model *model, int64_t B, int64_t T)
     return (size_t)(B * T * model->config.hidden) * sizeof(float);
 }
 
-size_t model_saved_bytes(const struct model *model, int64_t B, int64_t T, enum dtype dtype)
+size_t model_saved_bytes(const struct model *model, int64_t B, int64_t T, enum dtype dtype,
+                         enum recompute recompute)
 {
     struct saved unused;
 
-    return carve_saved(model, B, T, dtype, NULL, &unused);
+    return carve_saved(model, B, T, dtype, recompute, NULL, &unused);
+}
+
+size_t model_gradient_bytes(const struct model *model, int64_t B, int64_t T, enum dtype dtype)
+{
+    struct gradient unused;
+
+    return carve_gradient(model, B, T, dtype, NULL, &unused);
 }
 
 size_t model_scratch_bytes(const struct model *model, const struct ops *ops, int64_t B, int64_t T,
@@ -145,7 +180,7 @@ static shoal_status prepare_block(const struct model *model, struct ops *ops,
 }
 
 shoal_status model_prepare(const struct model *model, struct ops *ops, int64_t B, int64_t T,
-                           enum dtype dtype)
+                           enum dtype dtype, enum recompute recompute)
 {
     struct shapes s = model_shapes(model, B, T, dtype);
 
@@ -155,6 +190,8 @@ shoal_status model_prepare(const struct model *model, struct ops *ops, int64_t B
         return fail_hint(SHOAL_ERR_CONFIG, "lower data.seq_len or choose another model");
     }
     SHOAL_TRY(prepare_block(model, ops, &s, T));
+    if (recompute == RECOMPUTE_NONE && model->config.mlp == MLP_GELU)
+        SHOAL_TRY(op_linear_gelu_prepare(ops, s.up, model->config.bias, s.down));
     return op_head_prepare(ops, s.head);
 }
 

@@ -128,7 +128,7 @@ static void backward_slots(struct builder *b, const struct model *model, int uni
         uses(b, "row_loss", refs->row_loss, ACCESS_WRITE);
         return;
     }
-    uses(b, "saved", refs->saved, refs->recompute ? ACCESS_WRITE : ACCESS_READ);
+    uses(b, "saved", refs->saved, refs->recompute == RECOMPUTE_FULL ? ACCESS_WRITE : ACCESS_READ);
 }
 
 static void decode_slots(struct builder *b, const struct model *model, int unit,
@@ -176,33 +176,37 @@ static uint64_t gradient_bytes(const struct model *model, int unit)
     return n * sizeof(float);
 }
 
-static uint64_t saved_bytes(const struct model *model, int unit, struct model_op_shape shape)
+static uint64_t saved_bytes(const struct model *model, int unit, struct model_op_shape shape,
+                            enum recompute recompute)
 {
     if (unit == model_embed_unit(model) || unit == model_head_unit(model))
         return 0;
-    return model_saved_bytes(model, shape.B, shape.T, shape.dtype);
+    return model_saved_bytes(model, shape.B, shape.T, shape.dtype, recompute);
 }
 
 /* Weights, residual stream in and out, activations that are kept; temporaries are left out. */
-static uint64_t forward_bytes(const struct model *model, int unit, struct model_op_shape shape)
+static uint64_t forward_bytes(const struct model *model, int unit, struct model_op_shape shape,
+                              enum recompute recompute)
 {
     return weight_bytes(model, unit, shape) + 2 * model_residual_bytes(model, shape.B, shape.T) +
-           saved_bytes(model, unit, shape);
+           saved_bytes(model, unit, shape, recompute);
 }
 
-static uint64_t backward_bytes(const struct model *model, int unit, struct model_op_shape shape)
+static uint64_t backward_bytes(const struct model *model, int unit, struct model_op_shape shape,
+                               enum recompute recompute)
 {
-    return forward_bytes(model, unit, shape) + model_residual_bytes(model, shape.B, shape.T) +
-           gradient_bytes(model, unit);
+    return forward_bytes(model, unit, shape, recompute) +
+           model_gradient_bytes(model, shape.B, shape.T, shape.dtype) + gradient_bytes(model, unit);
 }
 
 /* The head's backward makes its logits anew; a block does so only when asked. */
 static uint64_t backward_flops(const struct model *model, int unit, struct model_op_shape shape,
-                               bool recompute)
+                               enum recompute recompute)
 {
     uint64_t forward = model_unit_flops(model, unit, shape.B, shape.T);
 
-    return unit == model_head_unit(model) || recompute ? 3 * forward : 2 * forward;
+    return unit == model_head_unit(model) || recompute == RECOMPUTE_FULL ? 3 * forward
+                                                                         : 2 * forward;
 }
 
 /* One token that attends to a full cache: the most a decode step costs. */
@@ -251,7 +255,7 @@ shoal_status model_op_forward(struct schedule *sched, const struct model *model,
                                .unit = unit,
                                .index = index,
                                .steady = is_steady(model, unit),
-                               .bytes = forward_bytes(model, unit, shape),
+                               .bytes = forward_bytes(model, unit, shape, refs->recompute),
                                .flops = model_unit_flops(model, unit, shape.B, shape.T),
                                .run = run_forward}};
 
@@ -268,7 +272,7 @@ shoal_status model_op_backward(struct schedule *sched, const struct model *model
                                .unit = unit,
                                .index = index,
                                .steady = is_steady(model, unit),
-                               .bytes = backward_bytes(model, unit, shape),
+                               .bytes = backward_bytes(model, unit, shape, refs->recompute),
                                .flops = backward_flops(model, unit, shape, refs->recompute),
                                .run = run_backward}};
 

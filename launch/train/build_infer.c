@@ -31,6 +31,7 @@ static struct model_refs no_refs(const struct build *build, const struct build_e
                               .scratch = SLOT_NONE,
                               .cache = SLOT_NONE,
                               .logits = SLOT_NONE,
+                              .recompute = build->policy.recompute,
                               .loss_scale = &env->state->loss_scale,
                               .position = &env->state->position};
 

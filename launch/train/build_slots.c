@@ -273,7 +273,9 @@ static shoal_status activation_slots(struct build *build)
 {
     const struct policy *policy = &build->policy;
     size_t residual = model_residual_bytes(build->model, policy->B, policy->T);
-    size_t saved = model_saved_bytes(build->model, policy->B, policy->T, policy->compute);
+    size_t saved =
+        model_saved_bytes(build->model, policy->B, policy->T, policy->compute, policy->recompute);
+    size_t gradient = model_gradient_bytes(build->model, policy->B, policy->T, policy->compute);
     char of[24];
 
     for (int j = 0; j < build->n_live; j++) {
@@ -282,11 +284,11 @@ static shoal_status activation_slots(struct build *build)
             SHOAL_TRY(slot(build, PLAN_ACTIVATION, SPACE_PRIVATE, residual, "residual", of,
                            &build->residual[j * (build->n_blocks + 1) + l]));
         }
-        SHOAL_TRY(slot(build, PLAN_ACTIVATION, SPACE_PRIVATE, residual, "gradient of residual", "",
+        SHOAL_TRY(slot(build, PLAN_ACTIVATION, SPACE_PRIVATE, gradient, "gradient of residual", "",
                        &build->dx[j]));
         for (int l = 0; l < build->n_blocks; l++) {
             struct slot_ref *ref = &build->saved[j * build->n_blocks + l];
-            if (policy->recompute && (j > 0 || l > 0)) {
+            if (policy->recompute == RECOMPUTE_FULL && (j > 0 || l > 0)) {
                 *ref = build->saved[0];
                 continue;
             }

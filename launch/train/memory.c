@@ -91,7 +91,7 @@ static shoal_status check_device_fits(struct trainer *trainer)
          "memory: the plan needs %.2f GiB of the device for %zu rank(s), %.2f of %.2f GiB are free",
          (double)need / (1 << 30), sharing, (double)have / (1 << 30), (double)total / (1 << 30));
     return fail_hint(SHOAL_ERR_NOMEM,
-                     "try parallel.recompute=true, parallel.zero=3 or a smaller batch.micro");
+                     "try parallel.recompute=full, parallel.zero=3 or a smaller batch.micro");
 }
 
 static shoal_status check_fits(struct trainer *trainer)
@@ -117,7 +117,7 @@ static shoal_status check_fits(struct trainer *trainer)
             (1 << 30),
         (double)plan_space_bytes(plan, SPACE_SHARED) / (1 << 30));
     return fail_hint(SHOAL_ERR_NOMEM,
-                     "try parallel.recompute=true, parallel.zero=3 or a smaller batch.micro");
+                     "try parallel.recompute=full, parallel.zero=3 or a smaller batch.micro");
 }
 
 /* Start the peak (VmHWM) anew at what is resident now; where the kernel refuses, it stays higher. */

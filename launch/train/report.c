@@ -43,7 +43,7 @@ static void report_batch(const struct trainer *trainer)
              (long long)(policy->global * policy->T));
     log_line("plan", "zero %d  order %s  recompute %s  reduction %s  compute %s  %d threads/rank",
              policy->stage, policy->vertical ? "vertical" : "horizontal",
-             policy->recompute ? "on" : "off", policy->ring ? "ring" : "tree",
+             recompute_name(policy->recompute), policy->ring ? "ring" : "tree",
              policy->compute == DTYPE_BF16 ? "bf16" : "fp32", pool_size(trainer->pool));
     if (policy->ring && policy->n_ranks > 1)
         log_line("warn", "reduction ring: the transport's own order of sums; losses may differ "

@@ -161,6 +161,15 @@ static int64_t longest_sample(const struct config *config, const struct model_co
     return setup_sample_tokens(model, longest, config->eval.sample_tokens);
 }
 
+static enum recompute recompute_of(const struct config *config)
+{
+    enum recompute recompute = RECOMPUTE_NONE;
+
+    while (strcmp(recompute_name(recompute), config->parallel.recompute) != 0)
+        recompute++;
+    return recompute;
+}
+
 shoal_status setup_policy(const struct config *config, const struct model_config *model,
                           int n_ranks, int rank, struct policy *out)
 {
@@ -169,7 +178,7 @@ shoal_status setup_policy(const struct config *config, const struct model_config
         .n_ranks = n_ranks,
         .rank = rank,
         .vertical = strcmp(config->parallel.order, "vertical") == 0,
-        .recompute = config->parallel.recompute,
+        .recompute = recompute_of(config),
         .ring = strcmp(config->parallel.reduction, "ring") == 0,
         .compute = strcmp(config->precision.compute, "bf16") == 0 ? DTYPE_BF16 : DTYPE_F32,
         .B = config->batch.micro,

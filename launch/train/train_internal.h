@@ -25,8 +25,8 @@
 struct policy {
     int stage; /* ZeRO 0..3 as asked for */
     int n_ranks, rank;
-    bool vertical;  /* all microbatches of a unit before the next unit */
-    bool recompute; /* keep only block inputs, run the block's forward again in backward */
+    bool vertical; /* all microbatches of a unit before the next unit */
+    enum recompute recompute;
     bool ring;
     enum dtype compute;
     int64_t B, T;          /* sequences per rank and microbatch, tokens per sequence */

@@ -85,7 +85,7 @@ shoal_status train_open_compute(struct trainer *trainer)
     SHOAL_TRY(pool_create(threads, first_cpu, &trainer->pool));
     SHOAL_TRY(train_device_ops(config, trainer->device, trainer->pool, &trainer->ops));
     SHOAL_TRY(model_prepare(trainer->model, trainer->ops, trainer->policy.B, trainer->policy.T,
-                            trainer->policy.compute));
+                            trainer->policy.compute, trainer->policy.recompute));
     if (trainer->policy.sample_tokens > 0)
         SHOAL_TRY(model_prepare_decode(trainer->model, trainer->ops, trainer->policy.sample_tokens,
                                        trainer->policy.compute));

@@ -217,11 +217,16 @@ size_t op_norm_backward_scratch_bytes(const struct ops *ops, int64_t N, int64_t 
 
 shoal_status op_norm_backward(struct ops *ops, enum norm_kind kind, int64_t N, int64_t C,
                               enum dtype dtype, const void *dy, const float *x, const void *w,
-                              const float *stats, float *dx, float *dw, float *db, void *scratch)
+                              const float *stats, float *dx, void *dx_rounded, float *dw, float *db,
+                              void *scratch)
 {
     SHOAL_TRY(check_norm("norm backward", N, C, dtype));
-    BOOKED(OP_CLASS_NORM, 0, N * C * (12 + width(dtype)),
-           ops->table->norm_backward(ops, kind, N, C, dtype, dy, x, w, stats, dx, dw, db, scratch));
+    if (dx_rounded != NULL && dtype == DTYPE_F32)
+        return fail(SHOAL_ERR_INTERNAL,
+                    "norm backward: dx is fp32, there is nothing to round it to");
+    BOOKED(OP_CLASS_NORM, 0, N * C * (12 + (dx_rounded == NULL ? 1 : 2) * width(dtype)),
+           ops->table->norm_backward(ops, kind, N, C, dtype, dy, x, w, stats, dx, dx_rounded, dw,
+                                     db, scratch));
 }
 
 /* ---- attention ---- */

@@ -143,11 +143,15 @@ shoal_status op_norm(struct ops *ops, enum norm_kind kind, int64_t N, int64_t C,
                      enum dtype dtype, const float *x, const void *w, const void *b, void *y,
                      float *stats);
 
-/* dx [N, C] fp32 += gradient through the norm; dw, db [C] fp32 overwritten (db NULL for RMS). */
+/*
+ * dx [N, C] fp32 += gradient through the norm; dx_rounded [N, C] = the new dx in dtype, which is not
+ * fp32, unless NULL; dw, db [C] fp32 overwritten (db NULL for RMS).
+ */
 size_t op_norm_backward_scratch_bytes(const struct ops *ops, int64_t N, int64_t C);
 shoal_status op_norm_backward(struct ops *ops, enum norm_kind kind, int64_t N, int64_t C,
                               enum dtype dtype, const void *dy, const float *x, const void *w,
-                              const float *stats, float *dx, float *dw, float *db, void *scratch);
+                              const float *stats, float *dx, void *dx_rounded, float *dw, float *db,
+                              void *scratch);
 
 /* ---- attention ---- */
 

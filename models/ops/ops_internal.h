@@ -44,8 +44,8 @@ struct ops_vtable {
     size_t (*norm_backward_scratch_bytes)(const struct ops *ops, int64_t N, int64_t C);
     shoal_status (*norm_backward)(struct ops *ops, enum norm_kind kind, int64_t N, int64_t C,
                                   enum dtype dtype, const void *dy, const float *x, const void *w,
-                                  const float *stats, float *dx, float *dw, float *db,
-                                  void *scratch);
+                                  const float *stats, float *dx, void *dx_rounded, float *dw,
+                                  float *db, void *scratch);
 
     shoal_status (*rope_prepare)(struct ops *ops, int64_t T_max, int D, double theta);
     shoal_status (*rope)(struct ops *ops, struct attention_shape s, double theta,

@@ -84,7 +84,7 @@ struct config {
     struct {
         int zero;
         char order[16];
-        bool recompute;
+        char recompute[16];
         char reduction[8];
         char prefetch[8]; /* auto | on | off */
     } parallel;

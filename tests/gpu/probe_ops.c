@@ -117,7 +117,7 @@ static shoal_status run_norm_backward(void *arg)
     struct bench *x = arg;
     float *db = x->m.llama ? NULL : (float *)x->b + (1 << 16);
     return op_norm_backward(x->ops, norm_of(x), rows_of(x), x->m.C, DTYPE_BF16, x->b + (1 << 20),
-                            (float *)x->a, x->b, (float *)x->d, (float *)x->c,
+                            (float *)x->a, x->b, (float *)x->d, (float *)x->c, NULL,
                             (float *)x->b + (1 << 17), db, x->scratch);
 }
 

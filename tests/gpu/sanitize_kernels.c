@@ -92,8 +92,9 @@ static void norms(enum norm_kind kind, int64_t N, int64_t C, enum dtype dtype)
 
     expect(cuda_norm(NULL, kind, N, C, 1e-5f, dtype, x, w, b, array(dtype, N * C), stats), "norm");
     expect(cuda_norm_backward(NULL, kind, N, C, dtype, array(dtype, N * C), x, w, stats,
-                              array(DTYPE_F32, N * C), array(DTYPE_F32, C), db,
-                              scratch(cuda_norm_backward_scratch_bytes(N, C))),
+                              array(DTYPE_F32, N * C),
+                              dtype == DTYPE_F32 ? NULL : array(dtype, N * C), array(DTYPE_F32, C),
+                              db, scratch(cuda_norm_backward_scratch_bytes(N, C))),
            "norm backward");
     done("norms");
 }

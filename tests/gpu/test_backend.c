@@ -59,11 +59,11 @@ static void check_norm(enum norm_kind kind)
     EXPECT_OK(op_norm(b.cpu.ops, kind, N, C, 1e-5f, DTYPE_F32, x.p, w.p, layer ? bias.p : NULL, y.p,
                       stats.p));
     EXPECT_OK(op_norm_backward(b.cpu.ops, kind, N, C, DTYPE_F32, dy.p, x.p, w.p, stats.p, dx.p,
-                               dw.p, layer ? db.p : NULL, scratch));
+                               NULL, dw.p, layer ? db.p : NULL, scratch));
     EXPECT_OK(
         op_norm(b.cuda.ops, kind, N, C, 1e-5f, DTYPE_F32, gx, gw, layer ? gb : NULL, gy, gstats));
-    EXPECT_OK(op_norm_backward(b.cuda.ops, kind, N, C, DTYPE_F32, gdy, gx, gw, gstats, gdx, gdw,
-                               layer ? gdb : NULL, gs));
+    EXPECT_OK(op_norm_backward(b.cuda.ops, kind, N, C, DTYPE_F32, gdy, gx, gw, gstats, gdx, NULL,
+                               gdw, layer ? gdb : NULL, gs));
     expect(&b, gy, &y, TOL_GPU_F32, "y");
     expect(&b, gdx, &dx, TOL_GPU_F32, "dx");
     expect(&b, gdw, &dw, TOL_GPU_F32, "dw");

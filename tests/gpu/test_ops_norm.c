@@ -37,7 +37,7 @@ static void norm_case_destroy(struct norm_case *c)
         array_free(arrays[i]);
 }
 
-/* y, stats, dx, dw, db */
+/* y, stats, dx, dw, db with LayerNorm, dx rounded with bf16 */
 static void run_norm(void *arg, struct gpu *gpu, struct outputs *out)
 {
     const struct norm_case *c = arg;
@@ -49,19 +49,22 @@ static void run_norm(void *arg, struct gpu *gpu, struct outputs *out)
     void *y = gpu_new(gpu, c->dtype, c->N * c->C);
     float *stats = gpu_new(gpu, DTYPE_F32, 2 * c->N);
     float *dx = gpu_put(gpu, c->dx);
+    void *rounded = c->dtype == DTYPE_F32 ? NULL : gpu_new(gpu, c->dtype, c->N * c->C);
     float *dw = gpu_new(gpu, DTYPE_F32, c->C);
     float *db = layer ? gpu_new(gpu, DTYPE_F32, c->C) : NULL;
     void *scratch = gpu_scratch(gpu, cuda_norm_backward_scratch_bytes(c->N, c->C));
 
     EXPECT_OK(cuda_norm(NULL, c->kind, c->N, c->C, 1e-5f, c->dtype, x, w, b, y, stats));
-    EXPECT_OK(cuda_norm_backward(NULL, c->kind, c->N, c->C, c->dtype, dy, x, w, stats, dx, dw, db,
-                                 scratch));
+    EXPECT_OK(cuda_norm_backward(NULL, c->kind, c->N, c->C, c->dtype, dy, x, w, stats, dx, rounded,
+                                 dw, db, scratch));
     outputs_take(out, gpu, y);
     outputs_take(out, gpu, stats);
     outputs_take(out, gpu, dx);
     outputs_take(out, gpu, dw);
     if (layer)
         outputs_take(out, gpu, db);
+    if (rounded != NULL)
+        outputs_take(out, gpu, rounded);
 }
 
 /* The cpu's results in fp32, in the same order. */
@@ -80,13 +83,17 @@ static void expect_cpu(struct norm_case *c, const struct outputs *out)
     EXPECT_OK(op_norm(rig.ops, c->kind, c->N, c->C, 1e-5f, DTYPE_F32, c->x.p, w.p,
                       layer ? b.p : NULL, y.p, c->stats.p));
     EXPECT_OK(op_norm_backward(rig.ops, c->kind, c->N, c->C, DTYPE_F32, dy.p, c->x.p, w.p,
-                               c->stats.p, c->dx.p, dw.p, layer ? db.p : NULL, scratch));
+                               c->stats.p, c->dx.p, NULL, dw.p, layer ? db.p : NULL, scratch));
     outputs_expect(out, 0, y, c->dtype == DTYPE_F32 ? TOL_GPU_F32 : TOL_GPU_BF16_OUT, "y");
     outputs_expect(out, 1, c->stats, TOL_GPU_F32, "stats");
     outputs_expect(out, 2, c->dx, TOL_GPU_F32, "dx");
     outputs_expect(out, 3, dw, TOL_GPU_F32, "dw");
     if (layer)
         outputs_expect(out, 4, db, TOL_GPU_F32, "db");
+    for (int64_t i = 0; i < c->N * c->C && c->dtype == DTYPE_BF16; i++)
+        cr_assert_eq(((const bf16_t *)out->arrays[layer ? 5 : 4].p)[i],
+                     bf16_from_f32(((const float *)out->arrays[2].p)[i]), "rounded %lld",
+                     (long long)i);
     array_free(&w);
     array_free(&b);
     array_free(&dy);

@@ -67,7 +67,7 @@ static size_t unit_floats(const struct rig *rig, int unit)
 }
 
 struct rig *rig_create(const struct model_config *config, int64_t B, int64_t T, enum dtype dtype,
-                       int n_threads)
+                       enum recompute recompute, int n_threads)
 {
     struct rig *rig = calloc(1, sizeof *rig);
 
@@ -75,10 +75,11 @@ struct rig *rig_create(const struct model_config *config, int64_t B, int64_t T, 
     rig->B = B;
     rig->T = T;
     rig->dtype = dtype;
+    rig->recompute = recompute;
     MUST(pool_create(n_threads, -1, &rig->pool));
     MUST(ops_create_cpu(rig->pool, &rig->ops));
     MUST(model_create(config, &rig->model));
-    MUST(model_prepare(rig->model, rig->ops, B, T, dtype));
+    MUST(model_prepare(rig->model, rig->ops, B, T, dtype, recompute));
     rig->layout = model_layout(rig->model);
     cr_assert_leq(rig->layout->n_units, RIG_UNITS);
 
@@ -87,10 +88,10 @@ struct rig *rig_create(const struct model_config *config, int64_t B, int64_t T, 
         rig->params[u] = block(unit_floats(rig, u) * dtype_bytes(dtype));
         rig->grads[u] = block(unit_floats(rig, u) * sizeof(float));
         rig->x[u] = block(model_residual_bytes(rig->model, B, T));
-        rig->saved[u] = block(model_saved_bytes(rig->model, B, T, dtype));
+        rig->saved[u] = block(model_saved_bytes(rig->model, B, T, dtype, recompute));
     }
     rig->tied_grads = block(unit_floats(rig, 0) * sizeof(float));
-    rig->dx = block(model_residual_bytes(rig->model, B, T));
+    rig->dx = block(model_gradient_bytes(rig->model, B, T, dtype));
     rig->row_loss = block((size_t)(B * T) * sizeof(double));
     rig->tokens = block((size_t)(B * T) * sizeof(int32_t));
     rig->targets = block((size_t)(B * T) * sizeof(int32_t));
@@ -185,12 +186,17 @@ static void spoil(void *p, size_t n_bytes)
     memset(p, 0xff, n_bytes);
 }
 
+static size_t saved_bytes(const struct rig *rig)
+{
+    return model_saved_bytes(rig->model, rig->B, rig->T, rig->dtype, rig->recompute);
+}
+
 static void forward_unit(struct rig *rig, int unit)
 {
     struct model_call call = call_of(rig, unit);
 
     spoil(rig->x[unit], model_residual_bytes(rig->model, rig->B, rig->T));
-    spoil(rig->saved[unit], model_saved_bytes(rig->model, rig->B, rig->T, rig->dtype));
+    spoil(rig->saved[unit], saved_bytes(rig));
     spoil(rig->scratch, model_scratch_bytes(rig->model, rig->ops, rig->B, rig->T, rig->dtype));
     MUST(model_forward(rig->model, rig->ops, unit, &call));
 }
@@ -215,8 +221,8 @@ static void backward_unit(struct rig *rig, int unit)
 {
     struct model_call call = call_of(rig, unit);
 
-    if (rig->recompute)
-        spoil(rig->saved[unit], model_saved_bytes(rig->model, rig->B, rig->T, rig->dtype));
+    if (rig->recompute == RECOMPUTE_FULL)
+        spoil(rig->saved[unit], saved_bytes(rig));
     spoil(rig->grads[unit], unit_floats(rig, unit) * sizeof(float));
     spoil(rig->scratch, model_scratch_bytes(rig->model, rig->ops, rig->B, rig->T, rig->dtype));
     MUST(model_backward(rig->model, rig->ops, unit, &call));
@@ -228,7 +234,7 @@ double rig_backward(struct rig *rig)
 
     for (int u = 0; u < head; u++)
         forward_unit(rig, u);
-    spoil(rig->dx, model_residual_bytes(rig->model, rig->B, rig->T));
+    spoil(rig->dx, model_gradient_bytes(rig->model, rig->B, rig->T, rig->dtype));
     spoil(rig->tied_grads, unit_floats(rig, 0) * sizeof(float));
     for (int u = head; u >= 0; u--)
         backward_unit(rig, u);

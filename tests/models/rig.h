@@ -18,7 +18,7 @@ struct rig {
     const struct layout *layout;
     int64_t B, T;
     enum dtype dtype;
-    bool recompute;
+    enum recompute recompute;
 
     float *master[RIG_UNITS]; /* fp32 weights */
     void *params[RIG_UNITS];  /* weights in dtype */
@@ -37,7 +37,7 @@ struct model_config rig_gpt2_like(void);
 struct model_config rig_llama_like(void);
 
 struct rig *rig_create(const struct model_config *config, int64_t B, int64_t T, enum dtype dtype,
-                       int n_threads);
+                       enum recompute recompute, int n_threads);
 void rig_destroy(struct rig *rig);
 
 /*

@@ -47,12 +47,11 @@ static struct model_config config_of(size_t kind)
 }
 
 /* A filled model that has run forward and backward. */
-static struct rig *trained(size_t kind, enum dtype dtype, int n_threads, bool recompute)
+static struct rig *trained(size_t kind, enum dtype dtype, int n_threads, enum recompute recompute)
 {
     struct model_config config = config_of(kind);
-    struct rig *rig = rig_create(&config, B, T, dtype, n_threads);
+    struct rig *rig = rig_create(&config, B, T, dtype, recompute, n_threads);
 
-    rig->recompute = recompute;
     rig_fill(rig, SEED);
     rig_backward(rig);
     return rig;
@@ -73,17 +72,20 @@ static void expect_same_bits(const struct rig *a, const struct rig *b)
                          (size_t)a->layout->units[0].n_elements * sizeof(float));
 }
 
-Test(model, recomputed_activations_give_the_same_bits_as_saved_ones)
+Test(model, recomputed_activations_give_the_same_bits_as_kept_ones)
 {
     for (size_t kind = 0; kind < 2; kind++) {
         for (int i = 0; i < 2; i++) {
             enum dtype dtype = i == 0 ? DTYPE_F32 : DTYPE_BF16;
-            struct rig *saved = trained(kind, dtype, 1, false);
-            struct rig *recomputed = trained(kind, dtype, 1, true);
+            struct rig *kept = trained(kind, dtype, 1, RECOMPUTE_NONE);
+            struct rig *selective = trained(kind, dtype, 1, RECOMPUTE_SELECTIVE);
+            struct rig *full = trained(kind, dtype, 1, RECOMPUTE_FULL);
 
-            expect_same_bits(saved, recomputed);
-            rig_destroy(saved);
-            rig_destroy(recomputed);
+            expect_same_bits(kept, selective);
+            expect_same_bits(kept, full);
+            rig_destroy(kept);
+            rig_destroy(selective);
+            rig_destroy(full);
         }
     }
 }
@@ -94,7 +96,7 @@ static struct rig *trained_preset(const char *preset, enum dtype dtype, int n_th
     struct model_config config;
 
     MUST(model_config_preset(preset, &config));
-    struct rig *rig = rig_create(&config, 3, 256, dtype, n_threads);
+    struct rig *rig = rig_create(&config, 3, 256, dtype, RECOMPUTE_SELECTIVE, n_threads);
 
     rig_fill(rig, SEED);
     rig_backward(rig);
@@ -154,7 +156,7 @@ Test(model, a_tied_head_computes_what_an_untied_one_with_equal_weights_does)
     struct rig *tied = trained(0, DTYPE_F32, 1, false);
 
     config.tied = false;
-    struct rig *untied = rig_create(&config, B, T, DTYPE_F32, 1);
+    struct rig *untied = rig_create(&config, B, T, DTYPE_F32, RECOMPUTE_SELECTIVE, 1);
     int head = model_head_unit(untied->model);
     const struct tensor *projection =
         &untied->layout->tensors[layout_find(untied->layout, "lm_head.weight")];
@@ -234,8 +236,8 @@ Test(model, bf16_loss_lies_within_its_band_of_the_fp32_loss)
 {
     for (size_t kind = 0; kind < 4; kind++) {
         struct model_config config = config_of(kind);
-        struct rig *fp32 = rig_create(&config, B, T, DTYPE_F32, 1);
-        struct rig *bf16 = rig_create(&config, B, T, DTYPE_BF16, 1);
+        struct rig *fp32 = rig_create(&config, B, T, DTYPE_F32, RECOMPUTE_SELECTIVE, 1);
+        struct rig *bf16 = rig_create(&config, B, T, DTYPE_BF16, RECOMPUTE_SELECTIVE, 1);
 
         rig_fill(fp32, SEED);
         rig_fill(bf16, SEED);
@@ -312,8 +314,8 @@ Test(model, decoding_token_by_token_gives_the_losses_of_the_whole_forward)
 {
     for (size_t kind = 0; kind < 4; kind++) {
         struct model_config config = config_of(kind);
-        struct rig *fp32 = rig_create(&config, 1, T, DTYPE_F32, 1);
-        struct rig *bf16 = rig_create(&config, 1, T, DTYPE_BF16, 1);
+        struct rig *fp32 = rig_create(&config, 1, T, DTYPE_F32, RECOMPUTE_SELECTIVE, 1);
+        struct rig *bf16 = rig_create(&config, 1, T, DTYPE_BF16, RECOMPUTE_SELECTIVE, 1);
 
         rig_fill(fp32, SEED);
         rig_fill(bf16, SEED);
@@ -327,7 +329,7 @@ Test(model, decoding_token_by_token_gives_the_losses_of_the_whole_forward)
 Test(model, decoding_past_the_cache_is_refused)
 {
     struct model_config config = rig_llama_like();
-    struct rig *rig = rig_create(&config, 1, T, DTYPE_F32, 1);
+    struct rig *rig = rig_create(&config, 1, T, DTYPE_F32, RECOMPUTE_SELECTIVE, 1);
     struct model_decode d = {.call = {.B = 1, .T = 1}, .position = T, .T_max = T};
 
     cr_assert_eq(model_decode(rig->model, rig->ops, 0, &d), SHOAL_ERR_INTERNAL);
@@ -338,9 +340,10 @@ Test(model, decoding_past_the_cache_is_refused)
 Test(model, a_window_longer_than_the_positions_is_refused_before_training)
 {
     struct model_config config = rig_gpt2_like();
-    struct rig *rig = rig_create(&config, 1, T, DTYPE_F32, 1);
+    struct rig *rig = rig_create(&config, 1, T, DTYPE_F32, RECOMPUTE_SELECTIVE, 1);
 
-    cr_assert_eq(model_prepare(rig->model, rig->ops, 1, 33, DTYPE_F32), SHOAL_ERR_CONFIG);
+    cr_assert_eq(model_prepare(rig->model, rig->ops, 1, 33, DTYPE_F32, RECOMPUTE_NONE),
+                 SHOAL_ERR_CONFIG);
     cr_assert_not_null(strstr(shoal_last_error(), "data.seq_len: 33"));
     rig_destroy(rig);
 }

@@ -35,7 +35,7 @@ static int slot(struct bench *b, const char *name, enum plan_row row, size_t n_b
 
 static void setup(struct bench *b, struct model_config config)
 {
-    struct rig *rig = rig_create(&config, B, T, DTYPE_F32, 1);
+    struct rig *rig = rig_create(&config, B, T, DTYPE_F32, RECOMPUTE_FULL, 1);
     size_t rows = (size_t)(B * T);
 
     *b = (struct bench){.rig = rig, .loss_scale = 1.0f / (B * T)};
@@ -48,8 +48,9 @@ static void setup(struct bench *b, struct model_config config)
         b->grads[u] = slot(b, "grads", PLAN_GRAD, n_bytes);
         b->x[u] = slot(b, "x", PLAN_ACTIVATION, model_residual_bytes(rig->model, B, T));
     }
-    b->saved = slot(b, "saved", PLAN_ACTIVATION, model_saved_bytes(rig->model, B, T, DTYPE_F32));
-    b->dx = slot(b, "dx", PLAN_SCRATCH, model_residual_bytes(rig->model, B, T));
+    b->saved = slot(b, "saved", PLAN_ACTIVATION,
+                    model_saved_bytes(rig->model, B, T, DTYPE_F32, RECOMPUTE_FULL));
+    b->dx = slot(b, "dx", PLAN_SCRATCH, model_gradient_bytes(rig->model, B, T, DTYPE_F32));
     b->tied_grads =
         slot(b, "tied", PLAN_GRAD, (size_t)rig->layout->units[0].n_elements * sizeof(float));
     b->row_loss = slot(b, "row_loss", PLAN_SCRATCH, rows * sizeof(double));
@@ -103,7 +104,7 @@ static struct model_refs refs_of(const struct bench *b, int unit)
         .scratch = slot_at(b->scratch, 0),
         .cache = SLOT_NONE,
         .logits = SLOT_NONE,
-        .recompute = true,
+        .recompute = RECOMPUTE_FULL,
         .loss_scale = &b->loss_scale,
     };
 }

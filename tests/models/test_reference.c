@@ -233,7 +233,7 @@ static void follow(FILE *file, struct rig *rig, struct moments *moments)
 
 static void compare_with_pytorch(const char *name, struct model_config config)
 {
-    struct rig *rig = rig_create(&config, B, T, DTYPE_F32, 1);
+    struct rig *rig = rig_create(&config, B, T, DTYPE_F32, RECOMPUTE_SELECTIVE, 1);
     struct moments moments = {0};
     FILE *file = open_fixture(name);
 

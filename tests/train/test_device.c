@@ -68,7 +68,7 @@ Test(train_device, separate_memory_gives_the_bits_of_the_host)
 
 Test(train_device, so_it_does_in_bf16_with_recomputation_and_vertical_order)
 {
-    compare(rig_llama, (const char *[]){"precision.compute=bf16", "parallel.recompute=true",
+    compare(rig_llama, (const char *[]){"precision.compute=bf16", "parallel.recompute=full",
                                         "parallel.order=vertical", NULL});
 }
 

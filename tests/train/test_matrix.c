@@ -30,17 +30,18 @@ static void compare(const char *directory, int ranks, const char *const *words, 
 static void sweep(const char *directory, int ranks, const char *const *base, const char *series,
                   const char *hash)
 {
+    static const char *const recompute[] = {"none", "selective", "full"};
+
     for (int stage = 0; stage <= 3; stage++)
         for (int vertical = 0; vertical <= 1; vertical++)
-            for (int recompute = 0; recompute <= 1; recompute++)
+            for (size_t i = 0; i < sizeof recompute / sizeof *recompute; i++)
                 for (int threads = 1; threads <= 2; threads++) {
                     char zero[32], order[40], again[40], count[32], what[160];
                     const char *words[] = {zero, order, again, count, NULL};
                     snprintf(zero, sizeof zero, "parallel.zero=%d", stage);
                     snprintf(order, sizeof order, "parallel.order=%s",
                              vertical ? "vertical" : "horizontal");
-                    snprintf(again, sizeof again, "parallel.recompute=%s",
-                             recompute ? "true" : "false");
+                    snprintf(again, sizeof again, "parallel.recompute=%s", recompute[i]);
                     snprintf(count, sizeof count, "run.threads=%d", threads);
                     snprintf(what, sizeof what, "%d ranks %s %s %s %s", ranks, zero, order, again,
                              count);

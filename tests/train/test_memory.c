@@ -38,7 +38,7 @@ Test(memory, no_stage_or_order_allocates_in_a_step)
         snprintf(zero, sizeof zero, "parallel.zero=%d", stage);
         poisoned(rig_words(rig_gpt, (const char *[]){zero, NULL}));
         poisoned(rig_words(rig_llama, (const char *[]){zero, "parallel.order=vertical",
-                                                       "parallel.recompute=true", NULL}));
+                                                       "parallel.recompute=full", NULL}));
     }
 }
 
@@ -94,6 +94,6 @@ Test(memory, measured_peak_is_within_two_percent_of_the_plan)
         planned_is_measured((const char *[]){zero, NULL});
     }
     planned_is_measured(
-        (const char *[]){"precision.compute=bf16", "parallel.recompute=true", NULL});
+        (const char *[]){"precision.compute=bf16", "parallel.recompute=full", NULL});
     planned_is_measured((const char *[]){"parallel.order=vertical", NULL});
 }

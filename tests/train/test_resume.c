@@ -60,7 +60,7 @@ Test(resume, on_another_world_size_stage_and_order)
     } others[] = {{1, {"parallel.zero=0", NULL}},
                   {4, {"parallel.zero=3", NULL}},
                   {4, {"parallel.zero=1", "parallel.order=vertical", NULL}},
-                  {2, {"parallel.zero=2", "parallel.recompute=true", NULL}}};
+                  {2, {"parallel.zero=2", "parallel.recompute=full", NULL}}};
 
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
         const char *const *words = rig_words(rig_llama, eight);

@@ -91,7 +91,8 @@ shoal_status cpu_norm(struct ops *ops, enum norm_kind kind, int64_t N, int64_t C
 size_t cpu_norm_backward_scratch_bytes(const struct ops *ops, int64_t N, int64_t C);
 shoal_status cpu_norm_backward(struct ops *ops, enum norm_kind kind, int64_t N, int64_t C,
                                enum dtype dtype, const void *dy, const float *x, const void *w,
-                               const float *stats, float *dx, float *dw, float *db, void *scratch);
+                               const float *stats, float *dx, void *dx_rounded, float *dw,
+                               float *db, void *scratch);
 
 shoal_status cpu_rope_prepare(struct ops *ops, int64_t T_max, int D, double theta);
 void cpu_rope_table_fini(struct rope_table *table);

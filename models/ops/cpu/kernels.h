@@ -32,7 +32,7 @@ struct op_kernels {
                  const float *x, const void *w, const void *b, void *y, float *stats);
     void (*norm_backward)(enum norm_kind kind, int64_t rows, int64_t C, enum dtype dtype,
                           const void *dy, const float *x, const void *w, const float *stats,
-                          float *dx, float *dw, float *db);
+                          float *dx, void *dx_rounded, float *dw, float *db);
 
     /* ---- activations ---- */
 

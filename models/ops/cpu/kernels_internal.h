@@ -43,7 +43,7 @@ void kernel_norm(enum norm_kind kind, int64_t rows, int64_t C, float eps, enum d
                  const float *x, const void *w, const void *b, void *y, float *stats);
 void kernel_norm_backward(enum norm_kind kind, int64_t rows, int64_t C, enum dtype dtype,
                           const void *dy, const float *x, const void *w, const float *stats,
-                          float *dx, float *dw, float *db);
+                          float *dx, void *dx_rounded, float *dw, float *db);
 
 void kernel_gelu(int64_t n, enum dtype dtype, const void *x, void *y);
 void kernel_gelu_backward(int64_t n, enum dtype dtype, const void *x, const void *dy, void *dx);

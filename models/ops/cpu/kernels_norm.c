@@ -91,7 +91,7 @@ void kernel_norm(enum norm_kind kind, int64_t rows, int64_t C, float eps, enum d
  */
 OP_INLINE void norm_backward(enum norm_kind kind, int64_t rows, int64_t C, enum dtype dtype,
                              const void *dy, const float *x, const void *w, const float *stats,
-                             float *dx, float *dw, float *db)
+                             float *dx, void *dx_rounded, float *dw, float *db)
 {
     for (int64_t row = 0; row < rows; row++, x += C, dx += C, dy = at(dtype, dy, C)) {
         const float mean = kind == NORM_LAYER ? stats[2 * row] : 0.0f;
@@ -115,17 +115,22 @@ OP_INLINE void norm_backward(enum norm_kind kind, int64_t rows, int64_t C, enum 
             f32x16 normed = (load_some(DTYPE_F32, x, i, C) - mean) * rstd;
             f32x16 g = load_some(dtype, dy, i, C) * load_some(dtype, w, i, C);
             f32x16 change = (g - g_mean - normed * gx_mean) * rstd;
-            store_some(DTYPE_F32, dx, i, C, load_some(DTYPE_F32, dx, i, C) + change);
+            f32x16 sum = load_some(DTYPE_F32, dx, i, C) + change;
+            store_some(DTYPE_F32, dx, i, C, sum);
+            if (dx_rounded != NULL)
+                store_some(dtype, dx_rounded, i, C, sum);
         }
+        if (dx_rounded != NULL)
+            dx_rounded = at_mut(dtype, dx_rounded, C);
     }
 }
 
 void kernel_norm_backward(enum norm_kind kind, int64_t rows, int64_t C, enum dtype dtype,
                           const void *dy, const float *x, const void *w, const float *stats,
-                          float *dx, float *dw, float *db)
+                          float *dx, void *dx_rounded, float *dw, float *db)
 {
     if (dtype == DTYPE_F32)
-        norm_backward(kind, rows, C, DTYPE_F32, dy, x, w, stats, dx, dw, db);
+        norm_backward(kind, rows, C, DTYPE_F32, dy, x, w, stats, dx, NULL, dw, db);
     else
-        norm_backward(kind, rows, C, DTYPE_BF16, dy, x, w, stats, dx, dw, db);
+        norm_backward(kind, rows, C, DTYPE_BF16, dy, x, w, stats, dx, dx_rounded, dw, db);
 }

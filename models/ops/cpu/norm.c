@@ -15,6 +15,7 @@ struct norm_task {
     float *stats;
     const void *dy; /* backward from here on */
     float *dx;
+    void *dx_rounded;  /* or NULL */
     float *partial_dw; /* [blocks, C] */
     float *partial_db; /* [blocks, C] or NULL */
     int64_t block_rows;
@@ -69,18 +70,21 @@ static void norm_backward_range(void *arg, int64_t begin, int64_t end)
     const int64_t block = begin / t->block_rows;
     float *dw = t->partial_dw + block * t->C;
     float *db = t->partial_db == NULL ? NULL : t->partial_db + block * t->C;
+    void *rounded =
+        t->dx_rounded == NULL ? NULL : element_mut(t->dtype, t->dx_rounded, begin * t->C);
 
     memset(dw, 0, (size_t)t->C * sizeof *dw);
     if (db != NULL)
         memset(db, 0, (size_t)t->C * sizeof *db);
     t->kernels->norm_backward(t->kind, end - begin, t->C, t->dtype,
                               element(t->dtype, t->dy, begin * t->C), t->x + begin * t->C, t->w,
-                              t->stats + 2 * begin, t->dx + begin * t->C, dw, db);
+                              t->stats + 2 * begin, t->dx + begin * t->C, rounded, dw, db);
 }
 
 shoal_status cpu_norm_backward(struct ops *ops, enum norm_kind kind, int64_t N, int64_t C,
                                enum dtype dtype, const void *dy, const float *x, const void *w,
-                               const float *stats, float *dx, float *dw, float *db, void *scratch)
+                               const float *stats, float *dx, void *dx_rounded, float *dw,
+                               float *db, void *scratch)
 {
     struct cpu_ops *cpu = cpu_of(ops);
     const int64_t block_rows = backward_block_rows(N);
@@ -95,6 +99,7 @@ shoal_status cpu_norm_backward(struct ops *ops, enum norm_kind kind, int64_t N, 
                              .stats = (float *)(uintptr_t)stats,
                              .dy = dy,
                              .dx = dx,
+                             .dx_rounded = dx_rounded,
                              .partial_dw = partial,
                              .partial_db = db == NULL ? NULL : partial + blocks * C,
                              .block_rows = block_rows};

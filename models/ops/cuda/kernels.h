@@ -31,7 +31,8 @@ shoal_status cuda_norm(cudaStream_t stream, enum norm_kind kind, int64_t N, int6
 size_t cuda_norm_backward_scratch_bytes(int64_t N, int64_t C);
 shoal_status cuda_norm_backward(cudaStream_t stream, enum norm_kind kind, int64_t N, int64_t C,
                                 enum dtype dtype, const void *dy, const float *x, const void *w,
-                                const float *stats, float *dx, float *dw, float *db, void *scratch);
+                                const float *stats, float *dx, void *dx_rounded, float *dw,
+                                float *db, void *scratch);
 
 /* ---- rotary positions ---- */
 

@@ -1,7 +1,7 @@
 /* LayerNorm and RMSNorm: a block per row forward, a block per block of rows backward. */
 #include "models/ops/cuda/kernels_internal.cuh"
 
-enum { NORM_THREADS_MAX = 256 };
+enum { NORM_THREADS_MAX = 256, BACKWARD_THREADS_MAX = 512 };
 
 /* ---- kernels ---- */
 
@@ -55,81 +55,154 @@ static __global__ void __launch_bounds__(NORM_THREADS_MAX)
 }
 
 /*
- * The formulas of the cpu's norm_backward.  A thread owns columns: it alone adds to their dw and
- * db, which lie in shared memory if they fit (`sums_shared`), else in their place in `partial`
- * [blocks, C], then the same for db.
+ * Both sums over the thread's team of `warps` warps; every thread of the block calls it.  Calls take
+ * the two halves of `partial` in turns: who writes one half again has seen all leave it.
+ */
+static __device__ __forceinline__ float2 team_sums(float a, float b, int warps, int turn)
+{
+    __shared__ float2 partial[2][BACKWARD_THREADS_MAX / WARP];
+    const int warp = (int)threadIdx.x / WARP;
+    const float2 *team = &partial[turn & 1][warp / warps * warps];
+
+    a = warp_sum(a);
+    b = warp_sum(b);
+    if (threadIdx.x % WARP == 0)
+        partial[turn & 1][warp] = make_float2(a, b);
+    __syncthreads();
+    float2 total = team[0];
+    for (int i = 1; i < warps; i++) {
+        total.x += team[i].x;
+        total.y += team[i].y;
+    }
+    return total;
+}
+
+template <typename T> struct backward_task {
+    bool layer, vector;
+    int team; /* threads on a row, whole warps */
+    int64_t N, C, block_rows;
+    const T *dy;
+    const float *x;
+    const T *w;
+    const float *stats;
+    float *dx;
+    T *dx_rounded;                  /* or NULL */
+    float *partial_dw, *partial_db; /* [blocks, C]; db: or NULL */
+};
+
+/* Adds columns of a row to the thread's dw and db, and to the two sums over the row. */
+template <typename T>
+static __device__ __forceinline__ void add_row(const backward_task<T> &t, int64_t row, float mean,
+                                               float rstd, float *dw, float *db, float *g_sum,
+                                               float *gx_sum)
+{
+    const int64_t step = (int64_t)t.team * GROUP;
+
+    for (int64_t c = (int64_t)(threadIdx.x % t.team) * GROUP; c < t.C; c += step) {
+        const struct group v = load_group(t.x + row * t.C, c, t.C, t.vector);
+        const struct group d = load_group(t.dy + row * t.C, c, t.C, t.vector);
+        const struct group scale = load_group(t.w, c, t.C, t.vector);
+        struct group sum = load_group(dw, c, t.C, t.vector);
+        for (int j = 0; j < GROUP; j++) {
+            const float normed = (v.v[j] - mean) * rstd;
+            const float g = d.v[j] * scale.v[j];
+            *g_sum += g;
+            *gx_sum += g * normed;
+            sum.v[j] += d.v[j] * normed;
+        }
+        store_group(dw, c, t.C, t.vector, sum);
+        if (db == NULL)
+            continue;
+        sum = load_group(db, c, t.C, t.vector);
+        for (int j = 0; j < GROUP; j++)
+            sum.v[j] += d.v[j];
+        store_group(db, c, t.C, t.vector, sum);
+    }
+}
+
+template <typename T>
+static __device__ __forceinline__ void change_row(const backward_task<T> &t, int64_t row,
+                                                  float mean, float rstd, float g_mean,
+                                                  float gx_mean)
+{
+    const int64_t step = (int64_t)t.team * GROUP;
+
+    for (int64_t c = (int64_t)(threadIdx.x % t.team) * GROUP; c < t.C; c += step) {
+        const struct group v = load_group(t.x + row * t.C, c, t.C, t.vector);
+        const struct group d = load_group(t.dy + row * t.C, c, t.C, t.vector);
+        const struct group scale = load_group(t.w, c, t.C, t.vector);
+        struct group change = load_group(t.dx + row * t.C, c, t.C, t.vector);
+        for (int j = 0; j < GROUP; j++) {
+            const float normed = (v.v[j] - mean) * rstd;
+            change.v[j] += (d.v[j] * scale.v[j] - g_mean - normed * gx_mean) * rstd;
+        }
+        store_group(t.dx + row * t.C, c, t.C, t.vector, change);
+        if (t.dx_rounded != NULL)
+            store_group(t.dx_rounded + row * t.C, c, t.C, t.vector, change);
+    }
+}
+
+/* out [C] = the sums of `n` arrays [C] that lie `stride` apart, in their order. */
+static __device__ __forceinline__ void add_teams(int n, int64_t stride, int64_t C,
+                                                 const float *sums, float *out, bool vector)
+{
+    for (int64_t c = (int64_t)threadIdx.x * GROUP; c < C; c += (int64_t)blockDim.x * GROUP) {
+        struct group total = load_group(sums, c, C, vector);
+        for (int i = 1; i < n; i++) {
+            const struct group more = load_group(sums + i * stride, c, C, vector);
+            for (int j = 0; j < GROUP; j++)
+                total.v[j] += more.v[j];
+        }
+        store_group(out, c, C, vector, total);
+    }
+}
+
+/*
+ * The formulas of the cpu's norm_backward.  Teams of threads take rows in turns, so that some rows
+ * are fetched while others are summed.  A thread owns columns of its team's dw and db, which lie in
+ * shared memory if they fit (`sums_shared`), else, for a single team, in their place in `partial`.
  */
 template <typename T>
-static __global__ void __launch_bounds__(NORM_THREADS_MAX)
-    norm_backward_kernel(bool layer, int64_t N, int64_t C, int64_t block_rows, const T *dy,
-                         const float *x, const T *w, const float *stats, float *dx,
-                         float *partial_dw, float *partial_db, bool vector, bool sums_shared)
+static __global__ void __launch_bounds__(BACKWARD_THREADS_MAX)
+    norm_backward_kernel(const backward_task<T> t, bool sums_shared)
 {
-    const int64_t first = (int64_t)threadIdx.x * GROUP;
-    const int64_t step = (int64_t)blockDim.x * GROUP;
-    const int64_t begin = (int64_t)blockIdx.x * block_rows;
-    const int64_t end = begin + block_rows < N ? begin + block_rows : N;
-    float *out_dw = partial_dw + blockIdx.x * C;
-    float *out_db = partial_db == NULL ? NULL : partial_db + blockIdx.x * C;
-    float *dw = sums_shared ? (float *)dynamic_shared() : out_dw;
-    float *db = sums_shared && out_db != NULL ? dw + C : out_db;
-    const struct group zero = {};
+    const int teams = (int)blockDim.x / t.team;
+    const int team = (int)threadIdx.x / t.team;
+    const int64_t begin = (int64_t)blockIdx.x * t.block_rows;
+    const int64_t end = begin + t.block_rows < t.N ? begin + t.block_rows : t.N;
+    const int64_t stride = t.partial_db == NULL ? t.C : 2 * t.C; /* of a team's sums */
+    float *out_dw = t.partial_dw + blockIdx.x * t.C;
+    float *out_db = t.partial_db == NULL ? NULL : t.partial_db + blockIdx.x * t.C;
+    float *shared = (float *)dynamic_shared();
+    float *dw = sums_shared ? shared + team * stride : out_dw;
+    float *db = sums_shared && out_db != NULL ? dw + t.C : out_db;
+    int turn = 0;
 
-    for (int64_t c = first; c < C; c += step) {
-        store_group(dw, c, C, vector, zero);
+    for (int64_t c = (int64_t)(threadIdx.x % t.team) * GROUP; c < t.C; c += t.team * GROUP) {
+        store_group(dw, c, t.C, t.vector, group{});
         if (db != NULL)
-            store_group(db, c, C, vector, zero);
+            store_group(db, c, t.C, t.vector, group{});
     }
-    for (int64_t row = begin; row < end; row++) {
-        const float mean = layer ? stats[2 * row] : 0.0f;
-        const float rstd = stats[2 * row + 1];
-        const float *row_x = x + row * C;
-        const T *row_dy = dy + row * C;
-        float *row_dx = dx + row * C;
+    for (int64_t row = begin + team; row - team < end; row += teams) {
+        const bool live = row < end;
+        const float mean = live && t.layer ? t.stats[2 * row] : 0.0f;
+        const float rstd = live ? t.stats[2 * row + 1] : 0.0f;
         float g_sum = 0.0f;
         float gx_sum = 0.0f;
 
-        for (int64_t c = first; c < C; c += step) {
-            const struct group v = load_group(row_x, c, C, vector);
-            const struct group d = load_group(row_dy, c, C, vector);
-            const struct group scale = load_group(w, c, C, vector);
-            struct group sum = load_group(dw, c, C, vector);
-            for (int j = 0; j < GROUP; j++) {
-                const float normed = (v.v[j] - mean) * rstd;
-                const float g = d.v[j] * scale.v[j];
-                g_sum += g;
-                gx_sum += g * normed;
-                sum.v[j] += d.v[j] * normed;
-            }
-            store_group(dw, c, C, vector, sum);
-            if (db != NULL) {
-                sum = load_group(db, c, C, vector);
-                for (int j = 0; j < GROUP; j++)
-                    sum.v[j] += d.v[j];
-                store_group(db, c, C, vector, sum);
-            }
-        }
-        const float g_mean = layer ? block_sum(g_sum) / (float)C : 0.0f;
-        const float gx_mean = block_sum(gx_sum) / (float)C;
-        for (int64_t c = first; c < C; c += step) {
-            const struct group v = load_group(row_x, c, C, vector);
-            const struct group d = load_group(row_dy, c, C, vector);
-            const struct group scale = load_group(w, c, C, vector);
-            struct group change = load_group(row_dx, c, C, vector);
-            for (int j = 0; j < GROUP; j++) {
-                const float normed = (v.v[j] - mean) * rstd;
-                change.v[j] += (d.v[j] * scale.v[j] - g_mean - normed * gx_mean) * rstd;
-            }
-            store_group(row_dx, c, C, vector, change);
-        }
+        if (live)
+            add_row(t, row, mean, rstd, dw, db, &g_sum, &gx_sum);
+        const float2 sums = team_sums(g_sum, gx_sum, t.team / WARP, turn++);
+        if (live)
+            change_row(t, row, mean, rstd, t.layer ? sums.x / (float)t.C : 0.0f,
+                       sums.y / (float)t.C);
     }
     if (!sums_shared)
         return;
-    for (int64_t c = first; c < C; c += step) {
-        store_group(out_dw, c, C, vector, load_group(dw, c, C, vector));
-        if (db != NULL)
-            store_group(out_db, c, C, vector, load_group(db, c, C, vector));
-    }
+    __syncthreads();
+    add_teams(teams, stride, t.C, shared, out_dw, t.vector);
+    if (out_db != NULL)
+        add_teams(teams, stride, t.C, shared + t.C, out_db, t.vector);
 }
 
 /* ---- launchers ---- */
@@ -168,37 +241,42 @@ size_t cuda_norm_backward_scratch_bytes(int64_t N, int64_t C)
     return (size_t)(2 * ceil_div(N, backward_block_rows(N)) * C) * sizeof(float);
 }
 
-template <typename T>
-static shoal_status norm_backward(cudaStream_t stream, bool layer, int64_t N, int64_t C,
-                                  const void *dy, const float *x, const void *w, const float *stats,
-                                  float *dx, float *partial_dw, float *partial_db)
+template <typename T> static shoal_status norm_backward(cudaStream_t stream, backward_task<T> t)
 {
     const size_t shared_max = 96 << 10; /* two blocks on a multiprocessor of 228 KiB */
-    const size_t sums_bytes = (size_t)C * (partial_db == NULL ? 1 : 2) * sizeof(float);
-    const bool sums_shared = sums_bytes <= shared_max;
-    const bool vector = C % GROUP == 0 && is_aligned(dy) && is_aligned(x) && is_aligned(w) &&
-                        is_aligned(dx) && is_aligned(partial_dw);
-    const int64_t block_rows = backward_block_rows(N);
+    const size_t team_bytes = (size_t)t.C * (t.partial_db == NULL ? 1 : 2) * sizeof(float);
+    const int most = BACKWARD_THREADS_MAX / t.team;
+    const int fitting = (int)(shared_max / team_bytes < 8 ? shared_max / team_bytes : 8);
+    const bool sums_shared = fitting > 0;
+    const int teams = !sums_shared ? 1 : fitting < most ? fitting : most;
 
-    return launch("norm backward", norm_backward_kernel<T>, dim3((unsigned)ceil_div(N, block_rows)),
-                  threads_for(C, NORM_THREADS_MAX), sums_shared ? sums_bytes : 0, stream, layer, N,
-                  C, block_rows, (const T *)dy, x, (const T *)w, stats, dx, partial_dw, partial_db,
-                  vector, sums_shared);
+    return launch("norm backward", norm_backward_kernel<T>,
+                  dim3((unsigned)ceil_div(t.N, t.block_rows)), teams * t.team,
+                  sums_shared ? teams * team_bytes : 0, stream, t, sums_shared);
 }
 
 shoal_status cuda_norm_backward(cudaStream_t stream, enum norm_kind kind, int64_t N, int64_t C,
                                 enum dtype dtype, const void *dy, const float *x, const void *w,
-                                const float *stats, float *dx, float *dw, float *db, void *scratch)
+                                const float *stats, float *dx, void *dx_rounded, float *dw,
+                                float *db, void *scratch)
 {
-    const int64_t blocks = ceil_div(N, backward_block_rows(N));
-    float *partial_dw = (float *)scratch;
-    float *partial_db = db == NULL ? NULL : partial_dw + blocks * C;
-
     SHOAL_TRY(check_dtype("norm backward", dtype));
     SHOAL_TRY(check_rows("norm backward", N, C));
-    SHOAL_TRY((dtype == DTYPE_F32 ? norm_backward<float>
-                                  : norm_backward<bf16_t>)(stream, kind == NORM_LAYER, N, C, dy, x,
-                                                           w, stats, dx, partial_dw, partial_db));
+    const int64_t block_rows = backward_block_rows(N), blocks = ceil_div(N, block_rows);
+    float *partial_dw = (float *)scratch;
+    float *partial_db = db == NULL ? NULL : partial_dw + blocks * C;
+    const int team = threads_for(C, NORM_THREADS_MAX);
+    const bool vector = C % GROUP == 0 && is_aligned(dy) && is_aligned(x) && is_aligned(w) &&
+                        is_aligned(dx) && is_aligned(dx_rounded) && is_aligned(partial_dw);
+
+    if (dtype == DTYPE_F32)
+        SHOAL_TRY(norm_backward<float>(stream, {kind == NORM_LAYER, vector, team, N, C, block_rows,
+                                                (const float *)dy, x, (const float *)w, stats, dx,
+                                                NULL, partial_dw, partial_db}));
+    else
+        SHOAL_TRY(norm_backward<bf16_t>(
+            stream, {kind == NORM_LAYER, vector, team, N, C, block_rows, (const bf16_t *)dy, x,
+                     (const bf16_t *)w, stats, dx, (bf16_t *)dx_rounded, partial_dw, partial_db}));
     SHOAL_TRY(column_sums(stream, "norm dw", blocks, C, partial_dw, dw));
     return db == NULL ? SHOAL_OK : column_sums(stream, "norm db", blocks, C, partial_db, db);
 }

@@ -16,11 +16,11 @@ size_t ops_cuda_norm_backward_scratch_bytes(const struct ops *ops, int64_t N, in
 
 shoal_status ops_cuda_norm_backward(struct ops *ops, enum norm_kind kind, int64_t N, int64_t C,
                                     enum dtype dtype, const void *dy, const float *x, const void *w,
-                                    const float *stats, float *dx, float *dw, float *db,
-                                    void *scratch)
+                                    const float *stats, float *dx, void *dx_rounded, float *dw,
+                                    float *db, void *scratch)
 {
-    return cuda_norm_backward(cuda_of(ops)->stream, kind, N, C, dtype, dy, x, w, stats, dx, dw, db,
-                              scratch);
+    return cuda_norm_backward(cuda_of(ops)->stream, kind, N, C, dtype, dy, x, w, stats, dx,
+                              dx_rounded, dw, db, scratch);
 }
 
 shoal_status ops_cuda_gelu(struct ops *ops, int64_t n, enum dtype dtype, const void *x, void *y)

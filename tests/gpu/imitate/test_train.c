@@ -137,7 +137,7 @@ static void imitated_series(const char *name, const char *const *words, const ch
 Test(imitated_train, is_the_same_from_recorded_graphs)
 {
     static const char *const plain[] = {"parallel.prefetch=off", NULL};
-    static const char *const more[] = {"precision.compute=bf16",  "parallel.recompute=true",
+    static const char *const more[] = {"precision.compute=bf16",  "parallel.recompute=full",
                                        "model.hidden=128",        "model.heads=2",
                                        "model.kv_heads=2",        "batch.micro=2",
                                        "parallel.order=vertical", NULL};

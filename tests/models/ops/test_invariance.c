@@ -8,7 +8,7 @@
  * All ops in one go, to compare bits between thread counts and between instruction sets.  Shapes
  * span several tiles and blocks and end in odd pieces.
  */
-enum { OUTPUTS = 32 };
+enum { OUTPUTS = 36 };
 
 struct outputs {
     int n;
@@ -60,14 +60,16 @@ static void run_norm(struct ops *ops, enum norm_kind kind, enum dtype dtype, str
     struct array y = keep(out, "norm", array_create(dtype, N * C));
     struct array stats = keep(out, "norm stats", array_create(DTYPE_F32, 2 * N));
     struct array dx = keep(out, "norm dx", array_random(DTYPE_F32, N * C, 4, 1.0));
+    struct array rounded = keep(out, "norm dx rounded", array_create(DTYPE_BF16, N * C));
     struct array dw = keep(out, "norm dw", array_create(DTYPE_F32, C));
     struct array db = keep(out, "norm db", array_create(DTYPE_F32, C));
     void *scratch = scratch_create(op_norm_backward_scratch_bytes(ops, N, C));
     const bool layer = kind == NORM_LAYER;
 
     EXPECT_OK(op_norm(ops, kind, N, C, 1e-5f, dtype, x.p, w.p, layer ? b.p : NULL, y.p, stats.p));
-    EXPECT_OK(op_norm_backward(ops, kind, N, C, dtype, y.p, x.p, w.p, stats.p, dx.p, dw.p,
-                               layer ? db.p : NULL, scratch));
+    EXPECT_OK(op_norm_backward(ops, kind, N, C, dtype, y.p, x.p, w.p, stats.p, dx.p,
+                               dtype == DTYPE_F32 ? NULL : rounded.p, dw.p, layer ? db.p : NULL,
+                               scratch));
     array_free(&x);
     array_free(&w);
     array_free(&b);

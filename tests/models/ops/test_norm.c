@@ -88,6 +88,7 @@ static void check_gradients(struct ops *ops, struct norm_case *c)
 {
     const struct probe probe = {probe_forward, c, c->N * c->C, c->dy64};
     struct array dx = array_random(DTYPE_F32, c->N * c->C, 5, 1.0);
+    struct array rounded = array_create(DTYPE_BF16, c->N * c->C);
     struct array dw = array_create(DTYPE_F32, c->C);
     struct array db = array_create(DTYPE_F32, c->C);
     double *before = array_doubles(dx);
@@ -96,12 +97,16 @@ static void check_gradients(struct ops *ops, struct norm_case *c)
 
     run_forward(ops, c);
     EXPECT_OK(op_norm_backward(ops, c->kind, c->N, c->C, c->dtype, c->dy.p, c->x.p, c->w.p,
-                               c->stats.p, dx.p, dw.p, c->kind == NORM_LAYER ? db.p : NULL,
-                               scratch));
+                               c->stats.p, dx.p, c->dtype == DTYPE_F32 ? NULL : rounded.p, dw.p,
+                               c->kind == NORM_LAYER ? db.p : NULL, scratch));
     numeric_gradient(&probe, c->x64, dx.n, want);
     for (int64_t i = 0; i < dx.n; i++)
         want[i] += before[i];
     array_expect(dx, want, TOL_OPS_F32, "dx");
+    for (int64_t i = 0; i < dx.n && c->dtype != DTYPE_F32; i++)
+        cr_assert_eq(((bf16_t *)rounded.p)[i], bf16_from_f32(((float *)dx.p)[i]), "%lld",
+                     (long long)i);
+    array_expect_guard(rounded, "rounded");
     numeric_gradient(&probe, c->w64, dw.n, want);
     array_expect(dw, want, TOL_OPS_F32, "dw");
     if (c->kind == NORM_LAYER) {
@@ -109,6 +114,7 @@ static void check_gradients(struct ops *ops, struct norm_case *c)
         array_expect(db, want, TOL_OPS_F32, "db");
     }
     array_free(&dx);
+    array_free(&rounded);
     array_free(&dw);
     array_free(&db);
     free(before);

@@ -22,6 +22,10 @@ struct alignas(16) float4 {
     float x, y, z, w;
 };
 
+struct alignas(8) float2 {
+    float x, y;
+};
+
 struct alignas(8) uint2 {
     uint32_t x, y;
 };
@@ -40,6 +44,11 @@ struct dim3 : emulate_index {
 #define blockIdx  emulate_block
 #define blockDim  emulate_block_size
 #define gridDim   emulate_grid
+
+static inline float2 make_float2(float x, float y)
+{
+    return {x, y};
+}
 
 static inline float4 make_float4(float x, float y, float z, float w)
 {

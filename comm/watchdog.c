@@ -220,7 +220,6 @@ static void add_events(struct watchdog *watchdog)
     for (int r = 0; r < comm->size; r++) {
         const struct rank_entry *peer = &comm->ranks[r];
 
-        watchdog->lives[r][0] = watchdog->lives[r][1] = -1;
         if (r != comm->rank && peer->node == comm->ranks[comm->rank].node)
             comm_watch_life(watchdog->epoll, peer->pid, peer->life_fd, r, watchdog->lives[r]);
     }
@@ -239,7 +238,9 @@ shoal_status comm_watchdog_create(struct comm *comm, struct watchdog **watchdog_
         return fail(SHOAL_ERR_UNAVAILABLE, "watchdog: pipe: %s", strerror(errno));
     }
     watchdog->epoll = epoll_create1(EPOLL_CLOEXEC);
-    watchdog->lives = calloc((size_t)comm->size, sizeof *watchdog->lives);
+    watchdog->lives = malloc((size_t)comm->size * sizeof *watchdog->lives);
+    if (watchdog->lives != NULL)
+        memset(watchdog->lives, 0xff, (size_t)comm->size * sizeof *watchdog->lives); /* all -1 */
     watchdog->peers = calloc((size_t)comm->local_size, sizeof *watchdog->peers);
     if (watchdog->epoll < 0 || watchdog->lives == NULL || watchdog->peers == NULL) {
         status = fail(SHOAL_ERR_NOMEM, "watchdog: out of memory or descriptors");

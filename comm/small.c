@@ -41,6 +41,24 @@ struct reduction {
 static const struct reduction SUM = {CALL_ALL_REDUCE, WIRE_ALL_REDUCE, add};
 static const struct reduction MAX = {CALL_ALL_REDUCE_MAX, WIRE_ALL_REDUCE_MAX, take_larger};
 
+/*
+ * A job in place of n_bytes at `data`, if there are other hosts.  It works on memory of our own: a
+ * wait that ends early leaves the job to run, and the caller's memory may be gone by then.
+ */
+static shoal_status run_between_hosts(struct comm *comm, const struct wire_job *job, void *data,
+                                      size_t n_bytes)
+{
+    struct wire_job own = *job;
+
+    if (comm->host_count == 1)
+        return SHOAL_OK;
+    own.receive = comm->staging;
+    memcpy(comm->staging, data, n_bytes);
+    SHOAL_TRY(comm_wire_run(comm, &own));
+    memcpy(data, comm->staging, n_bytes);
+    return SHOAL_OK;
+}
+
 /* One piece of an all-reduce, n <= MAX_REDUCE_ELEMENTS. */
 static shoal_status reduce_piece(struct comm *comm, const struct reduction *reduction,
                                  int64_t *values, size_t n)
@@ -51,10 +69,8 @@ static shoal_status reduce_piece(struct comm *comm, const struct reduction *redu
     for (int l = 0; l < comm->local_size; l++)
         if (l != comm->local_rank)
             reduction->join(values, (const int64_t *)(const void *)slot_of(comm, l), n);
-    if (comm->host_count == 1)
-        return SHOAL_OK;
-    return comm_wire_run(comm,
-                         &(struct wire_job){.kind = reduction->wire, .receive = values, .n = n});
+    return run_between_hosts(comm, &(struct wire_job){.kind = reduction->wire, .n = n}, values,
+                             n * sizeof *values);
 }
 
 static shoal_status reduce(struct comm *comm, const struct reduction *reduction, int64_t *values,
@@ -136,11 +152,9 @@ static shoal_status broadcast_piece(struct comm *comm, int root, char *data, siz
     SHOAL_TRY(comm_call_meet(comm));
     if (comm->host == root_host && comm->rank != root)
         memcpy(data, slot_of(comm, root_local), n_bytes);
-    if (comm->host_count == 1)
-        return SHOAL_OK;
-    return comm_wire_run(
-        comm, &(struct wire_job){
-                  .kind = WIRE_BROADCAST, .receive = data, .n = n_bytes, .root = root_host});
+    return run_between_hosts(
+        comm, &(struct wire_job){.kind = WIRE_BROADCAST, .n = n_bytes, .root = root_host}, data,
+        n_bytes);
 }
 
 shoal_status comm_broadcast(struct comm *comm, int root, void *data, size_t n_bytes)

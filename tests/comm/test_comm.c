@@ -66,3 +66,12 @@ Test(comm, machines_that_share_no_memory_give_the_same_bits)
 
     cr_assert_eq(code, 0, "exit %d\n%s", code, output);
 }
+
+Test(comm, a_call_that_ended_early_writes_to_its_callers_memory_no_more)
+{
+    char output[8192];
+    const char *const argv[] = {"mpirun", "-n", "2", SHOAL_BUILD_DIR "/world/comm_late", NULL};
+    int code = run_command(argv, 60, output, sizeof output, NULL);
+
+    cr_assert_eq(code, 0, "exit %d\n%s", code, output);
+}

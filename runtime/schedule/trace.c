@@ -39,7 +39,9 @@ shoal_status exec_trace_write(const struct schedule *sched, int rank, const char
                 i + 1 < sched->n_ops ? "," : "");
     }
     fprintf(file, "]}\n");
-    if (ferror(file) != 0 || fclose(file) != 0)
+    bool is_cut = ferror(file) != 0;
+
+    if (fclose(file) != 0 || is_cut)
         return fail(SHOAL_ERR_IO, "trace %s: %s", path, strerror(errno));
     return SHOAL_OK;
 }

@@ -26,7 +26,7 @@ static void teardown(void)
 
 TestSuite(schedule, .init = setup, .fini = teardown);
 
-static char order[64];
+static char order[512];
 
 static shoal_status note(const struct op *op)
 {
@@ -185,4 +185,19 @@ Test(schedule, writes_a_trace_that_names_lanes_and_operations)
     close(fd);
     unlink(path);
     cr_assert_eq(exec_trace_write(sched, 1, "/nonexistent/t.json"), SHOAL_ERR_CANTCREATE);
+}
+
+Test(schedule, a_trace_on_a_full_disk_is_an_error_and_leaves_no_file_open)
+{
+    int before = dup(STDERR_FILENO);
+
+    close(before);
+    for (int i = 0; i < 200; i++) /* more than a buffer: a write fails before the close */
+        append(5, 0, ACCESS_WRITE);
+    cr_assert_eq(exec_run(sched), SHOAL_OK);
+    cr_assert_eq(exec_trace_write(sched, 1, "/dev/full"), SHOAL_ERR_IO);
+    int after = dup(STDERR_FILENO);
+
+    close(after);
+    cr_assert_eq(after, before);
 }

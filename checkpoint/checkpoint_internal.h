@@ -92,7 +92,7 @@ shoal_status ckpt_fs_fail(shoal_status code, const char *path, const char *what)
 /* a/b into out; too long is SHOAL_ERR_CANTCREATE. */
 shoal_status ckpt_fs_join(char *out, size_t out_bytes, const char *a, const char *b);
 
-/* Create `path` and its parents.  An existing directory is fine. */
+/* Create `path` and its parents, durably.  An existing directory is fine. */
 shoal_status ckpt_fs_make_dirs(const char *path);
 shoal_status ckpt_fs_sync_dir(const char *path);
 

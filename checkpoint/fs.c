@@ -34,6 +34,17 @@ shoal_status ckpt_fs_join(char *out, size_t out_bytes, const char *a, const char
     return SHOAL_OK;
 }
 
+/* A directory is durable when the entry in the one above it is. */
+static shoal_status sync_parent(const char *path)
+{
+    char parent[CKPT_PATH_BYTES] = ".";
+    const char *slash = strrchr(path, '/');
+
+    if (slash != NULL)
+        snprintf(parent, sizeof parent, "%.*s", slash > path ? (int)(slash - path) : 1, path);
+    return ckpt_fs_sync_dir(parent);
+}
+
 shoal_status ckpt_fs_make_dirs(const char *path)
 {
     char part[CKPT_PATH_BYTES];
@@ -49,7 +60,9 @@ shoal_status ckpt_fs_make_dirs(const char *path)
         if (c != '/' && c != '\0')
             continue;
         part[i] = '\0';
-        if (mkdir(part, 0777) != 0 && errno != EEXIST)
+        if (mkdir(part, 0777) == 0)
+            SHOAL_TRY(sync_parent(part));
+        else if (errno != EEXIST)
             return ckpt_fs_fail(SHOAL_ERR_CANTCREATE, part, "cannot create directory");
         part[i] = c;
     }

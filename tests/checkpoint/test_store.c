@@ -12,6 +12,7 @@
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -31,6 +32,22 @@ static void teardown(void)
 }
 
 TestSuite(ckpt_store, .init = setup, .fini = teardown);
+
+/* In place of the C library's: notes what is synced. */
+static char synced[4096];
+
+int fsync(int fd)
+{
+    char link[64], path[256];
+    size_t used = strlen(synced);
+
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof path);
+
+    if (n > 0)
+        snprintf(synced + used, sizeof synced - used, "%.*s\n", (int)n, path);
+    return (int)syscall(SYS_fsync, fd);
+}
 
 static size_t count_entries(void)
 {
@@ -263,4 +280,17 @@ Test(ckpt_store, a_failed_read_leaves_the_engine_usable)
                  shoal_last_error());
     io_file_close(file);
     io_engine_destroy(engine);
+}
+
+Test(ckpt_store, makes_the_roots_own_directories_durable)
+{
+    char path[512], expected[1024];
+
+    snprintf(path, sizeof path, "%s/runs//new/checkpoints/", root);
+    snprintf(expected, sizeof expected, "%s\n%s/runs\n%s/runs/new\n", root, root, root);
+    cr_assert_eq(ckpt_fs_make_dirs(path), SHOAL_OK, "%s", shoal_last_error());
+    cr_expect_str_eq(synced, expected);
+    synced[0] = '\0';
+    cr_assert_eq(ckpt_fs_make_dirs(path), SHOAL_OK, "%s", shoal_last_error());
+    cr_expect_str_eq(synced, "");
 }

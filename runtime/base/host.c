@@ -69,11 +69,6 @@ uint64_t host_resident_bytes(void)
     return proc_kib_field("/proc/self/status", "VmRSS");
 }
 
-uint64_t host_shared_resident_bytes(void)
-{
-    return proc_kib_field("/proc/self/status", "RssShmem");
-}
-
 uint64_t host_anonymous_resident_bytes(void)
 {
     return proc_kib_field("/proc/self/status", "RssAnon");

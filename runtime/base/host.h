@@ -12,9 +12,8 @@ int host_cpus(void);
 uint64_t host_resident_bytes(void);
 uint64_t host_peak_resident_bytes(void);
 
-/* Of the resident bytes now: the process' own memory (RssAnon), and shared memory (RssShmem). */
+/* Of the resident bytes now: the process' own memory (RssAnon), without files and shared memory. */
 uint64_t host_anonymous_resident_bytes(void);
-uint64_t host_shared_resident_bytes(void);
 
 /* Bytes of physical memory and those now available to new work. */
 uint64_t host_memory_bytes(void);

@@ -13,20 +13,11 @@ static _Thread_local char joined[3 * LINE_BYTES + 4];
 static const struct {
     shoal_status code;
     int exit_code;
-    const char *name;
 } codes[] = {
-    {SHOAL_OK, 0, "ok"},
-    {SHOAL_ERR_USAGE, 64, "usage"},
-    {SHOAL_ERR_DATA, 65, "data"},
-    {SHOAL_ERR_NOINPUT, 66, "no input"},
-    {SHOAL_ERR_UNAVAILABLE, 69, "unavailable"},
-    {SHOAL_ERR_INTERNAL, 70, "internal"},
-    {SHOAL_ERR_NOMEM, 71, "out of memory"},
-    {SHOAL_ERR_CANTCREATE, 73, "cannot create"},
-    {SHOAL_ERR_IO, 74, "i/o"},
-    {SHOAL_ERR_STOPPED, 75, "stopped"},
-    {SHOAL_ERR_NONFINITE, 76, "not finite"},
-    {SHOAL_ERR_CONFIG, 78, "config"},
+    {SHOAL_OK, 0},           {SHOAL_ERR_USAGE, 64},       {SHOAL_ERR_DATA, 65},
+    {SHOAL_ERR_NOINPUT, 66}, {SHOAL_ERR_UNAVAILABLE, 69}, {SHOAL_ERR_INTERNAL, 70},
+    {SHOAL_ERR_NOMEM, 71},   {SHOAL_ERR_CANTCREATE, 73},  {SHOAL_ERR_IO, 74},
+    {SHOAL_ERR_STOPPED, 75}, {SHOAL_ERR_NONFINITE, 76},   {SHOAL_ERR_CONFIG, 78},
 };
 
 int shoal_exit_code(shoal_status status)
@@ -35,14 +26,6 @@ int shoal_exit_code(shoal_status status)
         if (codes[i].code == status)
             return codes[i].exit_code;
     return 70;
-}
-
-const char *status_name(shoal_status code)
-{
-    for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++)
-        if (codes[i].code == code)
-            return codes[i].name;
-    return "unknown";
 }
 
 const char *shoal_last_error(void)

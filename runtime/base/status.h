@@ -26,9 +26,6 @@ shoal_status fail_context(shoal_status code, const char *fmt, ...)
 /* Replace the calling thread's message, for failures that travelled from another thread or rank. */
 shoal_status fail_adopt(shoal_status code, const char *message);
 
-/* "config", "io", ...: the short name of a code, for logs. */
-const char *status_name(shoal_status code);
-
 /* Forward a failure. */
 #define SHOAL_TRY(expr)                                                                            \
     do {                                                                                           \

@@ -52,14 +52,12 @@ shoal_status exec_run(struct schedule *sched)
     for (int i = 0; i < sched->n_ops; i++) {
         const struct op *op = &sched->ops[i];
 
-        atomic_store_explicit(&sched->current, op, memory_order_relaxed);
         sched->begin[i] = clock_seconds();
         shoal_status status = op->run(op);
         sched->end[i] = clock_seconds();
         if (status != SHOAL_OK)
             return exec_blame(sched, op, status);
     }
-    atomic_store_explicit(&sched->current, NULL, memory_order_relaxed);
     return SHOAL_OK;
 }
 
@@ -128,9 +126,4 @@ double exec_exposed_seconds(const struct schedule *sched)
         }
     }
     return exposed;
-}
-
-const struct op *exec_current(const struct schedule *sched)
-{
-    return atomic_load_explicit(&sched->current, memory_order_relaxed);
 }

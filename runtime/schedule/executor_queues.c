@@ -208,7 +208,6 @@ shoal_status queues_run(struct schedule *sched)
         const struct op *op = &sched->ops[i];
         int queue = queue_of(op);
 
-        atomic_store_explicit(&sched->current, op, memory_order_relaxed);
         shoal_status status =
             queue == ON_HOST ? run_on_host(sched, i, &waits) : issue(sched, i, queue, &waits);
         if (status != SHOAL_OK)
@@ -216,6 +215,5 @@ shoal_status queues_run(struct schedule *sched)
     }
     SHOAL_TRY(drain(sched, &waits));
     sched->ran_once = true;
-    atomic_store_explicit(&sched->current, NULL, memory_order_relaxed);
     return read_times(sched);
 }

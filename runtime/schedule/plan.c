@@ -95,11 +95,6 @@ const char *plan_slot_name(const struct plan *plan, int slot)
     return plan->slots[slot].name;
 }
 
-size_t plan_slot_offset(const struct plan *plan, int slot)
-{
-    return plan->slots[slot].offset;
-}
-
 int plan_slot_count(const struct plan *plan)
 {
     return plan->n_slots;

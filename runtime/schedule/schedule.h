@@ -63,7 +63,6 @@ size_t plan_row_bytes(const struct plan *plan, enum plan_row row, enum space spa
 size_t plan_slot_bytes(const struct plan *plan, int slot);
 enum space plan_slot_space(const struct plan *plan, int slot);
 const char *plan_slot_name(const struct plan *plan, int slot);
-size_t plan_slot_offset(const struct plan *plan, int slot);
 int plan_slot_count(const struct plan *plan);
 const char *plan_row_name(enum plan_row row);
 
@@ -223,9 +222,6 @@ double exec_lane_seconds(const struct schedule *sched, enum lane lane);
  */
 double exec_span_seconds(const struct schedule *sched);
 double exec_exposed_seconds(const struct schedule *sched);
-
-/* The operation that is running, or issued last (for watchdogs), or NULL; readable from any thread. */
-const struct op *exec_current(const struct schedule *sched);
 
 /* Names of units for messages; borrowed. */
 void sched_name_units(struct schedule *sched, const char *const *names, int n);

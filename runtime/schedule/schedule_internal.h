@@ -2,8 +2,6 @@
 
 #include "runtime/schedule/schedule.h"
 
-#include <stdatomic.h>
-
 /* One block of operation arguments; blocks form a list and are freed with the schedule. */
 struct arg_block {
     struct arg_block *next;
@@ -37,7 +35,6 @@ struct schedule {
     double origin_seconds;
     bool use_graphs, ran_once;
     struct device_graph **graphs; /* of steady operations, NULL: not recorded yet */
-    _Atomic(const struct op *) current;
 };
 
 /* executor_queues.c: the forms of exec_prepare and exec_run on a device with queues. */

@@ -111,8 +111,11 @@ shoal_status ckpt_fs_sync_file(const char *path);
 /* The whole of a file of at most max_bytes; *data_out is freed by the caller, NUL-terminated. */
 shoal_status ckpt_fs_read_file(const char *path, size_t max_bytes, char **data_out, size_t *n_out);
 
-/* Remove a flat directory.  Missing is fine. */
-shoal_status ckpt_fs_remove_dir(const char *path);
+/*
+ * Remove a flat directory.  Missing is fine.  Each file is noted as progress: large ones take their
+ * time, and the other ranks wait.
+ */
+shoal_status ckpt_fs_remove_dir(struct comm *comm, int64_t step, const char *path);
 
 /* Sum of the sizes of a directory's files; 0 if it cannot be read. */
 uint64_t ckpt_fs_dir_bytes(const char *path);
@@ -387,8 +390,8 @@ struct ckpt_store {
 shoal_status ckpt_store_collect(const struct ckpt_store *store);
 
 /* Move root/name out of sight (.del-), then remove it.  Local; rank 0. */
-shoal_status ckpt_store_delete(const char *root, const char *name, int64_t step, int rank,
-                               int nth_save);
+shoal_status ckpt_store_delete(const struct ckpt_store *store, const char *name, int64_t step,
+                               int rank, int nth_save);
 
 /* Keep the step just saved and the newest others, `keep` in all; returns how many went. */
 int ckpt_store_prune(struct ckpt_store *store, int64_t saved_step);

@@ -220,7 +220,7 @@ shoal_status ckpt_fs_read_file(const char *path, size_t max_bytes, char **data_o
     return status;
 }
 
-shoal_status ckpt_fs_remove_dir(const char *path)
+shoal_status ckpt_fs_remove_dir(struct comm *comm, int64_t step, const char *path)
 {
     DIR *dir = opendir(path);
     struct dirent *entry;
@@ -231,6 +231,7 @@ shoal_status ckpt_fs_remove_dir(const char *path)
     while ((entry = readdir(dir)) != NULL) {
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
             continue;
+        comm_note(comm, step, "checkpoint: removing files");
         if (unlinkat(dirfd(dir), entry->d_name, 0) != 0 && errno != ENOENT) {
             ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot empty");
             fail_why(SHOAL_ERR_IO, "%s cannot be removed", entry->d_name);

@@ -15,9 +15,10 @@
  * checkpoint's name.
  */
 
-shoal_status ckpt_store_delete(const char *root, const char *name, int64_t step, int rank,
-                               int nth_save)
+shoal_status ckpt_store_delete(const struct ckpt_store *store, const char *name, int64_t step,
+                               int rank, int nth_save)
 {
+    const char *root = store->root;
     char uuid[CKPT_UUID_BYTES];
     char deleted[CKPT_NAME_BYTES];
     char from[CKPT_PATH_BYTES];
@@ -31,7 +32,7 @@ shoal_status ckpt_store_delete(const char *root, const char *name, int64_t step,
         return ckpt_fs_fail(SHOAL_ERR_IO, from, "cannot rename for deletion");
     SHOAL_TRY(ckpt_fs_sync_dir(root));
     ckpt_fault("delete", rank, nth_save);
-    return ckpt_fs_remove_dir(to);
+    return ckpt_fs_remove_dir(store->comm, step, to);
 }
 
 /* Leftovers of a killed process: ".tmp-" of LATEST, and our probe directories. */
@@ -45,24 +46,24 @@ static bool is_probe(const char *name)
     return strncmp(name, ".probe-", 7) == 0;
 }
 
-static shoal_status collect_one(const char *root, const char *name)
+static shoal_status collect_one(const struct ckpt_store *store, const char *name)
 {
     char path[CKPT_PATH_BYTES];
     int64_t step;
 
-    SHOAL_TRY(ckpt_fs_join(path, sizeof path, root, name));
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, store->root, name));
     if (is_stray(name))
         return unlink(path) == 0 || errno == ENOENT
                    ? SHOAL_OK
                    : ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot remove");
     if (is_probe(name))
-        return ckpt_fs_remove_dir(path);
+        return ckpt_fs_remove_dir(store->comm, 0, path);
     switch (ckpt_step_name_parse(name, &step)) {
     case STEP_TEMPORARY:
         log_line("ckpt", "removing %s, left by an unfinished save", path);
-        return ckpt_store_delete(root, name, step, -1, 0);
+        return ckpt_store_delete(store, name, step, -1, 0);
     case STEP_DELETED:
-        return ckpt_fs_remove_dir(path);
+        return ckpt_fs_remove_dir(store->comm, step, path);
     case STEP_FINAL:
     case STEP_NOT_A_STEP:
         return SHOAL_OK;
@@ -80,10 +81,8 @@ shoal_status ckpt_store_collect(const struct ckpt_store *store)
     if (n < 0)
         return ckpt_fs_fail(SHOAL_ERR_CANTCREATE, root, "cannot list");
     for (int i = 0; i < n; i++) {
-        if (status == SHOAL_OK) {
-            comm_note(store->comm, 0, "checkpoint: removing leftovers");
-            status = collect_one(root, entries[i]->d_name);
-        }
+        if (status == SHOAL_OK)
+            status = collect_one(store, entries[i]->d_name);
         free(entries[i]);
     }
     free(entries);
@@ -111,10 +110,8 @@ int ckpt_store_prune(struct ckpt_store *store, int64_t saved_step)
         /* A broken step counts for nothing and stays for whoever wants to look at it. */
         if (ckpt_commit_check(path, &commit, NULL) != SHOAL_OK || kept++ < store->keep)
             continue;
-        /* The other ranks wait for this; large files take their time. */
-        comm_note(store->comm, saved_step, "checkpoint: removing an older one");
-        if (ckpt_store_delete(store->root, name, steps[i], comm_rank(store->comm),
-                              store->n_saves) == SHOAL_OK)
+        if (ckpt_store_delete(store, name, steps[i], comm_rank(store->comm), store->n_saves) ==
+            SHOAL_OK)
             removed++;
         else
             log_line("ckpt", "%s: could not be removed", path);

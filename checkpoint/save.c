@@ -218,7 +218,7 @@ static void discard_temporary(const struct save *s)
         return;
     snprintf(why, sizeof why, "%s", shoal_last_error());
     if (ckpt_fs_is_dir(s->tmp) &&
-        ckpt_store_delete(s->store->root, s->tmp_name, s->meta->step, -1, 0) != 0)
+        ckpt_store_delete(s->store, s->tmp_name, s->meta->step, -1, 0) != 0)
         log_line("ckpt", "%s: left behind, the next run removes it", s->tmp);
     fail_adopt(SHOAL_ERR_IO, why);
 }

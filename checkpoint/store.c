@@ -84,15 +84,15 @@ static shoal_status try_write_and_rename(const struct ckpt_store *store)
         return ckpt_fs_fail(SHOAL_ERR_CANTCREATE, store->root, "cannot create directories in it");
     SHOAL_TRY(ckpt_fs_join(file, sizeof file, from, "probe"));
     if (ckpt_h5_write_probe(file) != SHOAL_OK) {
-        ckpt_fs_remove_dir(from);
+        ckpt_fs_remove_dir(store->comm, 0, from);
         return fail_context(SHOAL_ERR_CANTCREATE, "checkpoint root %s", store->root);
     }
     if (rename(from, to) != 0) {
         ckpt_fs_fail(SHOAL_ERR_CANTCREATE, store->root, "cannot rename directories in it");
-        ckpt_fs_remove_dir(from);
+        ckpt_fs_remove_dir(store->comm, 0, from);
         return SHOAL_ERR_CANTCREATE;
     }
-    return ckpt_fs_remove_dir(to);
+    return ckpt_fs_remove_dir(store->comm, 0, to);
 }
 
 static shoal_status open_root(struct ckpt_store *store)

@@ -294,3 +294,18 @@ Test(ckpt_store, makes_the_roots_own_directories_durable)
     cr_assert_eq(ckpt_fs_make_dirs(path), SHOAL_OK, "%s", shoal_last_error());
     cr_expect_str_eq(synced, "");
 }
+
+Test(ckpt_store, removing_notes_progress_for_every_file)
+{
+    char name[16];
+
+    for (int i = 0; i < 5; i++) {
+        snprintf(name, sizeof name, "file-%d", i);
+        cr_assert_eq(ckpt_fs_write_file(root, name, "x", 1), SHOAL_OK, "%s", shoal_last_error());
+    }
+    int before = world_notes();
+
+    cr_assert_eq(ckpt_fs_remove_dir(NULL, 7, root), SHOAL_OK, "%s", shoal_last_error());
+    cr_expect_eq(world_notes() - before, 5);
+    cr_expect_not(ckpt_fs_is_dir(root));
+}

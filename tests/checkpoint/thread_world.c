@@ -65,11 +65,19 @@ int comm_size(const struct comm *comm)
     return comm->shared->n;
 }
 
+static _Atomic int n_notes;
+
 void comm_note(struct comm *comm, int64_t step, const char *what)
 {
     (void)comm;
     (void)step;
     (void)what;
+    n_notes++;
+}
+
+int world_notes(void)
+{
+    return n_notes;
 }
 
 shoal_status comm_all_gather_bytes(struct comm *comm, const void *in, size_t n_bytes, void *out)

@@ -11,3 +11,6 @@ typedef shoal_status world_fn(struct comm *comm, void *arg);
 
 /* Run fn on n ranks.  Returns rank 0's status and leaves its message with the caller. */
 shoal_status world_run(int n, world_fn *fn, void *arg);
+
+/* How often a rank of any world has called comm_note. */
+int world_notes(void);

@@ -80,12 +80,22 @@ Test(gpu_optim, sums_the_squares_of_quanta_as_the_cpu)
 
 Test(gpu_optim, refuses_work_that_is_not_whole)
 {
-    static float memory[QUANTUM];
-    const struct update_part good = {
-        .grad = memory, .low = memory, .n = 5, .n_states = 1, .codes = {memory}, .rule = RULE_SGD};
-    struct update_work work = {.n_parts = 1, .parts = {good}};
+    void *memory = NULL;
 
     gpu_require();
+    EXPECT_CUDA(cudaMalloc(&memory, QUANTUM * sizeof(float)));
+    EXPECT_CUDA(cudaMemsetAsync(memory, 0, QUANTUM * sizeof(float), NULL));
+
+    const struct update_part good = {.grad = memory,
+                                     .low = memory,
+                                     .n = 5,
+                                     .rank1 = -1,
+                                     .n_states = 1,
+                                     .codes = {memory},
+                                     .rule = RULE_SGD};
+    struct update_work work = {.n_parts = 1, .parts = {good}};
+
+    cr_assert_eq(cuda_update(NULL, &work), SHOAL_OK, "%s", shoal_last_error());
     work.parts[0].codec[0] = CODE_INT8; /* without scales */
     cr_assert_eq(cuda_update(NULL, &work), SHOAL_ERR_INTERNAL);
     work.parts[0] = good;
@@ -97,6 +107,8 @@ Test(gpu_optim, refuses_work_that_is_not_whole)
     work.parts[0] = good;
     work.n_parts = WORK_PARTS + 1;
     cr_assert_eq(cuda_update(NULL, &work), SHOAL_ERR_INTERNAL);
+    EXPECT_CUDA(cudaDeviceSynchronize());
+    EXPECT_CUDA(cudaFree(memory));
 }
 
 Test(gpu_optim, names_a_rule_that_the_device_has_no_kernels_for)

@@ -1,8 +1,10 @@
 #pragma once
 
 /*
- * Rules over sums in kernels whose block of threads is a quantum: what they add up (stats.h), in
- * the order of the CPU inside a quantum and as integers beyond it.
+ * Rules over sums: what they add up (stats.h), in the order of the CPU inside a quantum and as
+ * integers beyond it.  Threads add integers up among themselves before they touch the limbs, as
+ * every limb is one address for all of them.  What they add up that way are some of the terms that
+ * the limb gets anyway, so the bounds on its terms (stats_internal.h, exact_sum.h) hold for it, too.
  */
 #include "optim/cuda/codecs.cuh"
 #include "optim/element_rules.h"
@@ -12,7 +14,15 @@ extern "C" {
 #include "runtime/base/exact_sum.h"
 }
 
-enum { LANES = 16, COLUMN_ROWS = 64 };
+enum {
+    LANES = 16,
+    AHEAD = 8, /* elements that a thread loads before it uses any */
+    COLUMN_ROWS = 64,
+    RUN_QUANTA = 2, /* that LANES threads go through */
+    SUM_QUANTA = RUN_QUANTA * QUANTUM_THREADS / LANES,
+    COUNT_AHEAD = 4,
+    COUNT_QUANTA = 16,
+};
 
 /* ---- where an element is ---- */
 
@@ -75,24 +85,53 @@ static __device__ __forceinline__ float clipped_update(const update_part &part, 
     return u;
 }
 
-static __device__ __forceinline__ float state_of(const update_part &part, int k, size_t i)
+/* The state that a value is made of; -1: none. */
+static __device__ __forceinline__ int state_of(int value)
 {
-    const place at = place_of(part, k, i, true);
-
-    return decode(at, load(at));
+    if (value == VALUE_CORRECTED)
+        return 2;
+    return value == VALUE_AVERAGE || value == VALUE_RESIDUAL ? 0 : -1;
 }
 
-/* All but VALUE_AGREES. */
-static __device__ __forceinline__ float value_of(const update_part &part, float grad_scale,
-                                                 const spot &at)
+/* What memory holds of a value of an element; see struct coded. */
+struct coded_value {
+    float grad;
+    union {
+        coded_master master;
+        coded state;
+    };
+};
+
+static __device__ __forceinline__ coded_value load_value(const update_part &part, size_t i,
+                                                         bool live)
 {
-    const float g = part.grad[at.i] * grad_scale;
+    const int k = state_of(part.value);
+    coded_value x = {};
+
+    if (!live)
+        return x;
+    if (part.value == VALUE_WEIGHT)
+        x.master = load_master(part, i);
+    else if (part.value != VALUE_AVERAGE)
+        x.grad = part.grad[i];
+    if (k >= 0)
+        x.state = load(place_of(part, k, i, true));
+    return x;
+}
+
+/* All but VALUE_AGREES and VALUE_MOMENT. */
+static __device__ __forceinline__ float value_of(const update_part &part, float grad_scale,
+                                                 const spot &at, const coded_value &x)
+{
+    const float g = x.grad * grad_scale;
+    const int k = state_of(part.value);
+    float s = k >= 0 ? decode(place_of(part, k, at.i, true), x.state) : 0.0f;
 
     switch (part.value) {
     case VALUE_GRAD:
         return g;
     case VALUE_WEIGHT:
-        return decode_master(part, load_master(part, at.i));
+        return decode_master(part, x.master);
     case VALUE_SHARE:
         return adam_mini_share(part.f, g);
     case VALUE_SQUARE:
@@ -100,16 +139,23 @@ static __device__ __forceinline__ float value_of(const update_part &part, float 
     case VALUE_UPDATE:
         return factored_update(part, at, g);
     case VALUE_AVERAGE:
-        return state_of(part, 0, at.i);
+        return s;
     case VALUE_CORRECTED:
-        return mars_corrected(part.f, g, state_of(part, 2, at.i));
+        return mars_corrected(part.f, g, s);
     default: {
-        float m = state_of(part, 0, at.i);
-        const float u = clipped_update(part, at, g, &m);
+        const float u = clipped_update(part, at, g, &s);
 
-        return u - m;
+        return u - s;
     }
     }
+}
+
+/* The spot as far as value_of needs it. */
+static __device__ __forceinline__ spot value_spot(const update_part &part, size_t i)
+{
+    if (part.value == VALUE_UPDATE || part.value == VALUE_RESIDUAL)
+        return spot_of(part, i);
+    return {i, 0, 0, 0};
 }
 
 /* came bounds the residuals by measured sums; where those are not finite nothing is added. */
@@ -144,66 +190,123 @@ static __device__ __forceinline__ void add_limbs(const update_part &part, uint64
         add_to(&part.limbs[sum + k * part.n_sums], limbs[k]);
 }
 
-/*
- * The sum of squares of the thread's run, threads [first, end), in its first thread: thread `lane`
- * of the first 16 adds elements lane, lane + 16, ...; then lanes l and l + 8 are added, and so on.
- * All threads must call it.
- */
-static __device__ __forceinline__ double run_sum(double square, int first, int end)
+static __device__ __forceinline__ void add_exactly(int64_t *limbs, const exact_term &term)
 {
-    __shared__ double shared[QUANTUM_THREADS];
-    const int t = (int)threadIdx.x;
-    const int lane = t - first;
+    if (term.first < 0)
+        add_to(&limbs[EXACT_SUM_LIMBS], 1);
+    for (int k = 0; term.first >= 0 && k < 3; k++)
+        add_to(&limbs[term.first + k], term.limbs[k]);
+}
+
+/*
+ * The sum of squares of elements [begin, end) of the part, a run within a quantum, in each of LANES
+ * threads: lane l adds elements l, l + 16, ...; then lanes l and l ^ 8 are added, and so on, which
+ * gives the CPU's sum, as a + b is b + a.  All threads of a warp must call it.
+ */
+static __device__ __forceinline__ double run_sum(const update_part &part, float grad_scale,
+                                                 size_t begin, size_t end)
+{
     double sum = 0.0;
 
-    shared[t] = square;
-    __syncthreads();
-    for (int i = t; lane < LANES && i < end; i += LANES)
-        sum += shared[i];
-    for (int width = LANES / 2; width > 0; width /= 2) {
-        __syncthreads();
-        shared[t] = sum;
-        __syncthreads();
-        if (lane < width && t + width < end)
-            sum += shared[t + width];
+    for (size_t i = begin + threadIdx.x % LANES; i < end; i += AHEAD * LANES) {
+        coded_value x[AHEAD];
+
+        ELEMENT_UNROLL
+        for (int k = 0; k < AHEAD; k++)
+            x[k] = load_value(part, i + k * LANES, i + k * LANES < end);
+        ELEMENT_UNROLL
+        for (int k = 0; k < AHEAD; k++)
+            if (i + k * LANES < end)
+                sum += square_of(value_of(part, grad_scale, value_spot(part, i + k * LANES), x[k]));
     }
+    for (int width = LANES / 2; width > 0; width /= 2)
+        sum += __shfl_xor_sync(0xffffffffu, sum, width);
     return sum;
 }
 
-/* x of element i, one of the `n` of the quantum that are in the part. */
-static __device__ __forceinline__ void sum_blocks(const update_part &part, size_t i, int n, float x)
+/* The elements [*begin_out, *end_out) that the thread's LANES go through. */
+static __device__ __forceinline__ void lane_range(const update_part &part, uint32_t block,
+                                                  size_t *begin_out, size_t *end_out)
 {
-    const int t = (int)threadIdx.x;
-    const bool live = t < n;
-    const block_spot at = block_of(part, part.begin + i);
-    const int first = live && at.before < (uint32_t)t ? t - (int)at.before : 0;
-    const int end = live && at.rest < (uint32_t)(n - t) ? t + (int)at.rest : n;
-    const double sum = run_sum(square_of(x), first, end);
+    const size_t n = RUN_QUANTA * QUANTUM_THREADS;
+    const size_t begin = ((size_t)block * (QUANTUM_THREADS / LANES) + threadIdx.x / LANES) * n;
 
-    if (live && t == first)
-        add_limbs(part, at.block, limb_term_of(sum, scale_of(part)).limbs);
+    *begin_out = begin < part.n ? begin : part.n;
+    *end_out = begin + n < part.n ? begin + n : part.n;
 }
 
-static __device__ __forceinline__ void sum_tensor(const update_part &part, int n, float x)
+static __device__ __forceinline__ size_t quantum_end(size_t i, size_t end)
 {
-    const double sum = run_sum(square_of(x), 0, n);
+    const size_t next = i - i % QUANTUM_THREADS + QUANTUM_THREADS;
 
-    if (threadIdx.x > 0)
-        return;
-
-    const exact_term term = exact_term_of(sum);
-    if (term.first < 0)
-        add_to(&part.limbs[EXACT_SUM_LIMBS], 1);
-    for (int k = 0; term.first >= 0 && k < 3; k++)
-        if (term.limbs[k] != 0)
-            add_to(&part.limbs[term.first + k], term.limbs[k]);
+    return next < end ? next : end;
 }
 
-/* All threads must call it. */
-static __device__ __forceinline__ void sum_elements(const update_part &part, bool agrees)
+/* Either half of the warp is not through; all of its threads must call it. */
+static __device__ __forceinline__ bool warp_goes_on(bool mine)
+{
+    const int half = mine ? 1 : 0;
+
+    return (half | __shfl_xor_sync(0xffffffffu, half, LANES)) != 0;
+}
+
+/* Limbs wait in registers while runs are of one block. */
+static __device__ __forceinline__ void sum_blocks(const update_part &part, float grad_scale,
+                                                  uint32_t block)
+{
+    const bool writes = threadIdx.x % LANES == 0;
+    const double scale = scale_of(part);
+    size_t i = 0, end = 0;
+    int64_t limbs[LIMBS] = {0, 0, 0};
+
+    lane_range(part, block, &i, &end);
+    while (warp_goes_on(i < end)) {
+        const block_spot at = block_of(part, part.begin + i);
+        const size_t stop = quantum_end(i, end - i > at.rest ? i + at.rest : end);
+        const limb_term term = limb_term_of(run_sum(part, grad_scale, i, stop), scale);
+        const bool ends = stop == end || stop - i == at.rest;
+
+        if (i == end)
+            continue;
+        for (int k = 0; k < LIMBS; k++)
+            limbs[k] += term.limbs[k];
+        if (ends && writes)
+            add_limbs(part, at.block, limbs);
+        for (int k = 0; k < LIMBS; k++)
+            limbs[k] = ends ? 0 : limbs[k];
+        i = stop;
+    }
+}
+
+/* All threads must call it.  A term's first limb is where its exponent says: limbs are shared. */
+static __device__ __forceinline__ void sum_tensor(const update_part &part, float grad_scale,
+                                                  uint32_t block)
+{
+    __shared__ int64_t limbs[EXACT_SUM_LIMBS + 1];
+    const uint32_t t = threadIdx.x;
+    size_t begin = 0, end = 0;
+
+    if (t < EXACT_SUM_LIMBS + 1)
+        limbs[t] = 0;
+    __syncthreads();
+    lane_range(part, block, &begin, &end);
+    for (int q = 0; q < RUN_QUANTA; q++) {
+        const size_t stop = quantum_end(begin, end);
+        const exact_term term = exact_term_of(run_sum(part, grad_scale, begin, stop));
+
+        if (begin < end && t % LANES == 0)
+            add_exactly(limbs, term);
+        begin = stop;
+    }
+    __syncthreads();
+    if (t < EXACT_SUM_LIMBS + 1 && limbs[t] != 0)
+        add_to(&part.limbs[t], limbs[t]);
+}
+
+/* `n` of the thread's elements agree; all threads must call it. */
+static __device__ __forceinline__ void sum_elements(const update_part &part, int n)
 {
     __shared__ int warps[QUANTUM_THREADS / WARP];
-    int n = agrees ? 1 : 0;
 
     for (int distance = WARP / 2; distance > 0; distance /= 2)
         n += __shfl_xor_sync(0xffffffffu, n, distance);
@@ -232,15 +335,27 @@ static __device__ __forceinline__ void sum_columns(const update_part &part, floa
 
     if (col >= part.cols)
         return;
-    for (uint64_t row = first; row < first + COLUMN_ROWS; row++) {
-        const uint64_t element = row * part.cols + col;
+    for (uint64_t row = first; row < first + COLUMN_ROWS; row += AHEAD) {
+        coded_value x[AHEAD];
+        spot at[AHEAD];
 
-        if (element < part.begin || element - part.begin >= part.n)
-            continue;
-        const spot at = {(size_t)(element - part.begin), element, row, col};
-        const limb_term term = limb_term_of(square_of(value_of(part, grad_scale, at)), scale);
-        for (int k = 0; k < LIMBS; k++)
-            limbs[k] += term.limbs[k];
+        ELEMENT_UNROLL
+        for (int k = 0; k < AHEAD; k++) {
+            const uint64_t element = (row + k) * part.cols + col;
+
+            /* Beyond n, too, where it is before the part. */
+            at[k] = {(size_t)(element - part.begin), element, row + k, col};
+            x[k] = load_value(part, at[k].i, at[k].i < part.n);
+        }
+        ELEMENT_UNROLL
+        for (int k = 0; k < AHEAD; k++) {
+            if (at[k].i >= part.n)
+                continue;
+            const limb_term term =
+                limb_term_of(square_of(value_of(part, grad_scale, at[k], x[k])), scale);
+            for (int j = 0; j < LIMBS; j++)
+                limbs[j] += term.limbs[j];
+        }
     }
     add_limbs(part, col, limbs);
 }

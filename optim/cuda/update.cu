@@ -1,6 +1,7 @@
 /*
- * UPDATE and its sums: a block of threads is a quantum, a thread an element (see element.h); where
- * everything rests in fp32, a thread has four elements (wide.cuh).
+ * UPDATE and its sums: a thread has an element of a quantum at a time (see element.h); where
+ * everything rests in fp32, four (wide.cuh); in sums by blocks and tensors, 16 threads have a
+ * quantum (sums.cuh).
  */
 #include "optim/cuda/update.h"
 
@@ -171,20 +172,36 @@ static __global__ void __launch_bounds__(QUANTUM_THREADS)
             update_one(part, work.grad_scale, e);
 }
 
-/* All threads must call it; `n` elements of the quantum are in the part. */
-static __device__ __forceinline__ void sum_agreeing(const update_part &part, float grad_scale,
-                                                    size_t i, int n)
+/* Of one element. */
+static __device__ __forceinline__ bool agrees(const update_part &part, float grad_scale, size_t i,
+                                              const coded_element &x)
 {
-    const bool live = (int)threadIdx.x < n;
-    const coded_element x = load_element(part, i, live);
     float s[WORK_STATES];
-    bool agrees = false;
 
-    if (live) {
-        decode_states(part, i, x, s);
-        agrees = step_agrees(step_taken(part, x.grad * grad_scale, s), x.grad);
+    decode_states(part, i, x, s);
+    return step_agrees(step_taken(part, x.grad * grad_scale, s), x.grad);
+}
+
+/* All threads must call it. */
+static __device__ __forceinline__ void sum_agreeing(const update_part &part, float grad_scale,
+                                                    uint32_t block)
+{
+    const size_t first = (size_t)block * COUNT_QUANTA * QUANTUM_THREADS + threadIdx.x;
+    const size_t step = COUNT_AHEAD * QUANTUM_THREADS;
+    int n = 0;
+
+    for (size_t i = first; i < first + COUNT_QUANTA * QUANTUM_THREADS; i += step) {
+        coded_element x[COUNT_AHEAD];
+
+        ELEMENT_UNROLL
+        for (int q = 0; q < COUNT_AHEAD; q++)
+            x[q] = load_element(part, i + q * QUANTUM_THREADS, i + q * QUANTUM_THREADS < part.n);
+        ELEMENT_UNROLL
+        for (int q = 0; q < COUNT_AHEAD; q++)
+            if (i + q * QUANTUM_THREADS < part.n)
+                n += agrees(part, grad_scale, i + q * QUANTUM_THREADS, x[q]);
     }
-    sum_elements(part, agrees);
+    sum_elements(part, n);
 }
 
 /* All threads must call it. */
@@ -213,32 +230,28 @@ static __global__ void __launch_bounds__(QUANTUM_THREADS)
 
     if (!has_scale(part))
         return;
-    if (part.sum == SUM_COLUMNS) {
+    switch (part.sum) {
+    case SUM_BLOCKS:
+        sum_blocks(part, work.grad_scale, block);
+        break;
+    case SUM_COLUMNS:
         sum_columns(part, work.grad_scale, block);
-        return;
-    }
-
-    if (part.sum == SUM_MAXIMA) {
+        break;
+    case SUM_TENSOR:
+        sum_tensor(part, work.grad_scale, block);
+        break;
+    case SUM_ELEMENTS:
+        sum_agreeing(part, work.grad_scale, block);
+        break;
+    case SUM_MAXIMA:
         find_maxima(part, work.grad_scale, i);
-        return;
+        break;
+    default: /* SUM_BITS: nobody else has this element */
+        if (i < part.n)
+            part.limbs[part.begin + i] = (int64_t)bits_of(
+                value_of(part, work.grad_scale, value_spot(part, i), load_value(part, i, true)));
+        break;
     }
-
-    const uint32_t left = part.n - block * QUANTUM_THREADS;
-    const int n = left < QUANTUM_THREADS ? (int)left : QUANTUM_THREADS;
-
-    if (part.sum == SUM_ELEMENTS) {
-        sum_agreeing(part, work.grad_scale, i, n);
-        return;
-    }
-
-    const float x = i < part.n ? value_of(part, work.grad_scale, spot_of(part, i)) : 0.0f;
-
-    if (part.sum == SUM_BLOCKS)
-        sum_blocks(part, i, n, x);
-    else if (part.sum == SUM_TENSOR)
-        sum_tensor(part, n, x);
-    else if (i < part.n)
-        part.limbs[part.begin + i] = (int64_t)bits_of(x); /* nobody else has this element */
 }
 
 /* ---- launchers ---- */
@@ -308,9 +321,16 @@ enum grid_of { GRID_UPDATE, GRID_WIDE, GRID_SUMS };
 /* Blocks of threads for a part. */
 static uint64_t blocks_of(const update_part *part, enum grid_of grid)
 {
-    const uint64_t elements = grid == GRID_WIDE     ? QUANTUM_THREADS * WIDE
-                              : grid == GRID_UPDATE ? QUANTUM_THREADS * UPDATE_QUANTA
-                                                    : QUANTUM_THREADS;
+    uint64_t elements = QUANTUM_THREADS;
+
+    if (grid == GRID_WIDE)
+        elements *= WIDE;
+    else if (grid == GRID_UPDATE)
+        elements *= UPDATE_QUANTA;
+    else if (part->sum == SUM_BLOCKS || part->sum == SUM_TENSOR)
+        elements *= SUM_QUANTA;
+    else if (part->sum == SUM_ELEMENTS)
+        elements *= COUNT_QUANTA;
 
     if (grid != GRID_SUMS || part->sum != SUM_COLUMNS)
         return (part->n + elements - 1) / elements;

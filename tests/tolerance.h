@@ -151,3 +151,18 @@
  * the same relative amount.
  */
 #define TOL_GPU_BF16_LOSS(largest_logit) (2 * TOL_BF16_ROUND * (largest_logit))
+
+/*
+ * GELU behind a bf16 product, relative to the largest element, which is above 1.  Where it is made
+ * after the product, of its rounded sum x: |gelu'(x) x| is at most 1.3 gelu(x) for positive x, 0.2
+ * for negative; and its own rounding.  Inside the product the sum is not rounded, but the library's
+ * tanh may be the processor's of 2^-11: x/2 of that, less than the first rounding saves.
+ */
+#define TOL_GPU_BF16_GELU (2.3 * TOL_BF16_ROUND + TOL_OPS_F32)
+
+/*
+ * A product times gelu'(x) of a stored x: rounded before and after, or rounded once with the
+ * processor's tanh in gelu': (1/2 + 2 |x|/2 u') 2^-11, at most 2^-10 of a product that is itself at
+ * most 4 times the largest result.  Two roundings are allowed, each 2^-8.
+ */
+#define TOL_GPU_BF16_GELU_GRADIENT (2 * TOL_BF16_ROUND + TOL_OPS_F32)

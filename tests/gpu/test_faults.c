@@ -2,9 +2,12 @@
 #include "tests/gpu/cuda_rig.h"
 #include "tests/gpu/imitate/imitate.h"
 
+#include "models/ops/cuda/cublas.h"
 #include "models/ops/cuda/cudnn_attention.h"
 
 #include <criterion/criterion.h>
+#include <cublasLt.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const struct attention_shape shape = {
@@ -170,7 +173,7 @@ Test(cuda_faults, cublas_has_no_algorithm_with_a_bias)
     struct array bias = array_random(s.dtype, 5, 3, 1.0);
     struct gpu gpu = {0};
 
-    imitate.refuse_bias = true;
+    imitate.refuse_epilogues = CUBLASLT_EPILOGUE_BIAS;
     struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
     EXPECT_OK(op_linear_prepare(rig.ops, s));
     const void *gx = gpu_put(&gpu, x), *gw = gpu_put(&gpu, w), *gb = gpu_put(&gpu, bias);
@@ -190,6 +193,143 @@ Test(cuda_faults, cublas_has_no_algorithm_with_a_bias)
     array_free(&bias);
     gpu_free_all(&gpu);
     cuda_rig_destroy(&rig);
+}
+
+/* What an MLP's products and what they have inside leave, with some of that refused. */
+struct epilogues {
+    struct array up, act, dup, dw, dbias;
+    char plans[8192];
+};
+
+static struct epilogues run_epilogues(int refused, const struct ops_cuda_options *options)
+{
+    const struct linear_shape s = {.rows = 9, .in = 24, .out = 16, .dtype = DTYPE_BF16};
+    struct array x = array_random(s.dtype, 9 * 24, 1, 2.0), w = array_random(s.dtype, 384, 2, 1.0);
+    struct array bias = array_random(s.dtype, 16, 3, 1.0), dy = array_random(s.dtype, 144, 4, 1.0);
+    struct epilogues e = {.plans = ""};
+    struct gpu gpu = {0};
+    size_t own = 0;
+
+    imitate.refuse_epilogues = refused;
+    struct cuda_rig rig = cuda_rig_create(options);
+    EXPECT_OK(op_linear_prepare(rig.ops, s));
+    EXPECT_OK(op_linear_gelu_prepare(rig.ops, s, true, s));
+    EXPECT_OK(ops_warm_up(rig.ops, &own));
+    ops_describe_choices(rig.ops, keep_line, e.plans);
+    /* Only our own kernels take scratch. */
+    const bool inside = refused == 0 && options->epilogue == OPS_CUDA_EPILOGUE_FULL;
+    void *scratch = inside ? NULL : gpu_scratch(&gpu, op_linear_scratch_bytes(rig.ops, s));
+    const void *gx = gpu_put(&gpu, x), *gw = gpu_put(&gpu, w), *gdy = gpu_put(&gpu, dy);
+    void *up = gpu_new(&gpu, s.dtype, 144), *act = gpu_new(&gpu, s.dtype, 144);
+    void *dup = gpu_new(&gpu, s.dtype, 216);
+    float *dw = gpu_new(&gpu, DTYPE_F32, 384), *dbias = gpu_new(&gpu, DTYPE_F32, 16);
+    EXPECT_OK(op_linear_gelu(rig.ops, s, gx, gw, gpu_put(&gpu, bias), up, act, scratch));
+    EXPECT_OK(op_linear_backward_input_gelu(rig.ops, s, gdy, gw, gx, dup, scratch));
+    EXPECT_OK(op_linear_backward_weight(rig.ops, s, gdy, gx, dw, dbias, scratch));
+    e.up = gpu_take(&gpu, up);
+    e.act = gpu_take(&gpu, act);
+    e.dup = gpu_take(&gpu, dup);
+    e.dw = gpu_take(&gpu, dw);
+    e.dbias = gpu_take(&gpu, dbias);
+    array_free(&x);
+    array_free(&w);
+    array_free(&bias);
+    array_free(&dy);
+    gpu_free_all(&gpu);
+    cuda_rig_destroy(&rig);
+    cr_assert_eq(imitate.live_descriptors, 0);
+    return e;
+}
+
+static void epilogues_free(struct epilogues *e)
+{
+    struct array *const arrays[] = {&e->up, &e->act, &e->dup, &e->dw, &e->dbias};
+
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        array_free(arrays[i]);
+}
+
+static bool same(struct array a, struct array b)
+{
+    return memcmp(a.p, b.p, (size_t)a.n * dtype_bytes(a.dtype)) == 0;
+}
+
+/* Our own kernels do then what separate ops do, one epilogue as independent of another. */
+Test(cuda_faults, cublas_has_no_algorithm_with_an_epilogue)
+{
+    const struct ops_cuda_options full = {.epilogue = OPS_CUDA_EPILOGUE_FULL};
+    static const struct {
+        int refused;
+        const char *said[3];
+    } cases[] = {
+        {0, {" bias gelu: ", " gelu gradient: ", " bias gradient: "}},
+        {CUBLASLT_EPILOGUE_GELU, {" bias gelu after: ", " gelu gradient: ", " bias gradient: "}},
+        {64, {" bias gelu: ", " gelu gradient after: ", " bias gradient: "}}, /* of DGELU alone */
+        {CUBLASLT_EPILOGUE_BGRADB, {" bias gelu: ", " gelu gradient: ", " bias gradient after: "}},
+        {CUBLASLT_EPILOGUE_BIAS, {" bias after gelu after: ", " gelu gradient: ", " gradient: "}},
+        {1023 - CUBLASLT_EPILOGUE_DEFAULT,
+         {" bias after gelu after: ", " gelu gradient after: ", " bias gradient after: "}},
+    };
+    struct epilogues apart = run_epilogues(0, &(struct ops_cuda_options){0});
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct epilogues e = run_epilogues(cases[i].refused, &full);
+        const bool gelu =
+            (cases[i].refused & (CUBLASLT_EPILOGUE_GELU | CUBLASLT_EPILOGUE_BIAS)) == 0;
+
+        for (int k = 0; k < 3; k++)
+            cr_assert_not_null(strstr(e.plans, cases[i].said[k]), "%s: %s", cases[i].said[k],
+                               e.plans);
+        if ((cases[i].refused & CUBLASLT_EPILOGUE_BIAS) == 0)
+            array_expect_same_bits(e.up, apart.up, "up");
+        if ((cases[i].refused & CUBLASLT_EPILOGUE_BIAS) == 0 && !gelu)
+            array_expect_same_bits(e.act, apart.act, "act");
+        /* Sums that were not rounded give other numbers: GELU was inside. */
+        cr_assert(!gelu || !same(e.act, apart.act));
+        cr_assert_eq((cases[i].refused & 64) != 0, same(e.dup, apart.dup));
+        array_expect_same_bits(e.dw, apart.dw, "dw");
+        double *want = array_doubles(apart.dbias);
+        array_expect(e.dbias, want, 1e-6, "dbias");
+        free(want);
+        epilogues_free(&e);
+    }
+    epilogues_free(&apart);
+}
+
+Test(cuda_faults, epilogues_go_with_some_products_only)
+{
+    const struct cublas_shape good = {.kind = CUBLAS_TN,
+                                      .in = DTYPE_BF16,
+                                      .out = DTYPE_F32,
+                                      .epilogue = CUBLAS_EPILOGUE_BIAS_GRADIENT,
+                                      .m = 16,
+                                      .n = 8,
+                                      .k = 24,
+                                      .lda = 16,
+                                      .ldb = 8,
+                                      .ldc = 8};
+    struct cublas_shape bad[] = {good, good, good, good, good};
+    static const char *const said[] = {"rows without padding", "rows without padding",
+                                       "no epilogue but GELU goes with a bias",
+                                       "with TN products in fp32", "with TN products in fp32"};
+    struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
+    struct cublas *cublas = NULL;
+
+    bad[0].ldc = 16;
+    bad[1].lda = 24;
+    bad[2].bias = true;
+    bad[3].kind = CUBLAS_NN;
+    bad[3].lda = bad[3].m;
+    bad[4].out = DTYPE_BF16;
+    EXPECT_OK(cublas_create(rig.device, false, &cublas));
+    EXPECT_OK(cublas_prepare(cublas, &good));
+    for (int i = 0; i < 5; i++) {
+        cr_assert_eq(cublas_prepare(cublas, &bad[i]), SHOAL_ERR_INTERNAL);
+        cr_assert_not_null(strstr(shoal_last_error(), said[i]), "%s", shoal_last_error());
+    }
+    cublas_destroy(cublas);
+    cuda_rig_destroy(&rig);
+    cr_assert_eq(imitate.live_descriptors, 0);
 }
 
 /* As where another rank on the device was faster: the memory that was free is not there. */

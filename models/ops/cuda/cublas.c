@@ -62,8 +62,9 @@ void *cublas_workspace(const struct cublas *cublas)
 static bool same_shape(const struct cublas_shape *a, const struct cublas_shape *b)
 {
     return a->kind == b->kind && a->in == b->in && a->out == b->out &&
-           a->accumulate == b->accumulate && a->bias == b->bias && a->m == b->m && a->n == b->n &&
-           a->k == b->k && a->lda == b->lda && a->ldb == b->ldb && a->ldc == b->ldc;
+           a->accumulate == b->accumulate && a->bias == b->bias && a->epilogue == b->epilogue &&
+           a->m == b->m && a->n == b->n && a->k == b->k && a->lda == b->lda && a->ldb == b->ldb &&
+           a->ldc == b->ldc;
 }
 
 static struct cublas_plan *find(const struct cublas *cublas, const struct cublas_shape *shape)
@@ -106,10 +107,20 @@ shoal_status cublas_prepare(struct cublas *cublas, const struct cublas_shape *sh
 
 /* ---- running ---- */
 
+/* The operands that the shape has; d stands for the others. */
 static shoal_status check_operands(const struct cublas_shape *s, const struct cublas_data *data)
 {
-    const void *const operands[] = {data->a, data->b, data->d, s->accumulate ? data->c : data->d,
-                                    s->bias ? data->bias : data->d};
+    const bool gelu = s->epilogue == CUBLAS_EPILOGUE_GELU;
+    const bool gelu_gradient = s->epilogue == CUBLAS_EPILOGUE_GELU_GRADIENT;
+    const bool bias_gradient = s->epilogue == CUBLAS_EPILOGUE_BIAS_GRADIENT;
+    const void *const operands[] = {data->a,
+                                    data->b,
+                                    data->d,
+                                    s->accumulate ? data->c : data->d,
+                                    s->bias ? data->bias : data->d,
+                                    gelu ? data->pre_out : data->d,
+                                    gelu_gradient ? data->pre : data->d,
+                                    bias_gradient ? data->dbias : data->d};
 
     for (size_t i = 0; i < sizeof operands / sizeof *operands; i++)
         if (operands[i] == NULL || (uintptr_t)operands[i] % CUBLAS_ALIGNMENT_BYTES != 0)
@@ -119,13 +130,53 @@ static shoal_status check_operands(const struct cublas_shape *s, const struct cu
     return SHOAL_OK;
 }
 
+static shoal_status set_pointer(const struct cublas_plan *plan,
+                                cublasLtMatmulDescAttributes_t attribute, const void *p)
+{
+    return cublas_check(cublasLtMatmulDescSetAttribute(plan->product, attribute, &p, sizeof p),
+                        "set a pointer");
+}
+
+/* What the product reads or writes beside its operands. */
+static shoal_status set_pointers(const struct cublas_plan *plan, const struct cublas_data *data)
+{
+    if (plan->inside == CUBLAS_EPILOGUE_GELU)
+        SHOAL_TRY(set_pointer(plan, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, data->pre_out));
+    if (plan->inside == CUBLAS_EPILOGUE_GELU_GRADIENT)
+        return set_pointer(plan, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, data->pre);
+    if (plan->inside == CUBLAS_EPILOGUE_BIAS_GRADIENT)
+        return set_pointer(plan, CUBLASLT_MATMUL_DESC_BIAS_POINTER, data->dbias);
+    if (plan->shape.bias && !plan->bias_after)
+        return set_pointer(plan, CUBLASLT_MATMUL_DESC_BIAS_POINTER, data->bias);
+    return SHOAL_OK;
+}
+
 static shoal_status add_bias(const struct cublas *cublas, const struct cublas_shape *s,
-                             const struct cublas_data *data)
+                             const void *bias, void *to)
 {
     if (s->ldc != s->n)
         return fail(SHOAL_ERR_INTERNAL, "matmul: a bias needs rows of %lld elements, found %lld",
                     (long long)s->n, (long long)s->ldc);
-    return cuda_add_bias(cublas->stream, s->m, s->n, s->out, data->bias, data->d);
+    return cuda_add_bias(cublas->stream, s->m, s->n, s->out, bias, to);
+}
+
+/* What the library has no algorithm for, by our own kernels. */
+static shoal_status finish(const struct cublas *cublas, const struct cublas_plan *plan,
+                           const struct cublas_data *data, void *product)
+{
+    const struct cublas_shape *s = &plan->shape;
+    const int64_t n = s->m * s->n;
+
+    if (plan->bias_after)
+        SHOAL_TRY(add_bias(cublas, s, data->bias, product));
+    if (plan->inside == s->epilogue)
+        return SHOAL_OK;
+    if (s->epilogue == CUBLAS_EPILOGUE_GELU)
+        return cuda_gelu(cublas->stream, n, s->out, product, data->d);
+    if (s->epilogue == CUBLAS_EPILOGUE_GELU_GRADIENT)
+        return cuda_gelu_backward(cublas->stream, n, s->out, data->pre, product, data->d);
+    return cuda_bias_gradient(cublas->stream, s->k, s->m, s->in, data->a, data->dbias,
+                              data->scratch);
 }
 
 static shoal_status run(struct cublas *cublas, struct cublas_plan *plan,
@@ -134,19 +185,18 @@ static shoal_status run(struct cublas *cublas, struct cublas_plan *plan,
     const struct cublas_shape *s = &plan->shape;
     const float alpha = 1.0f;
     const float beta = s->accumulate ? 1.0f : 0.0f;
-    const void *c = s->accumulate ? data->c : data->d;
+    const bool gelu_after = s->epilogue == CUBLAS_EPILOGUE_GELU && plan->inside != s->epilogue;
+    /* The product itself is what GELU takes then. */
+    void *d = gelu_after ? data->pre_out : data->d;
+    const void *c = s->accumulate ? data->c : d;
 
-    if (s->bias && !plan->bias_after)
-        SHOAL_TRY(cublas_check(cublasLtMatmulDescSetAttribute(plan->product,
-                                                              CUBLASLT_MATMUL_DESC_BIAS_POINTER,
-                                                              &data->bias, sizeof data->bias),
-                               "set BIAS_POINTER"));
+    SHOAL_TRY(set_pointers(plan, data));
     SHOAL_TRY(cublas_check(
         cublasLtMatmul(cublas->handle, plan->product, &alpha, data->b, plan->first, data->a,
-                       plan->second, &beta, c, plan->result, data->d, plan->result, algorithm,
+                       plan->second, &beta, c, plan->result, d, plan->result, algorithm,
                        cublas->workspace, CUBLAS_WORKSPACE_BYTES, cublas->stream),
         "multiply"));
-    return s->bias && plan->bias_after ? add_bias(cublas, s, data) : SHOAL_OK;
+    return finish(cublas, plan, data, d);
 }
 
 shoal_status cublas_multiply(struct cublas *cublas, const struct cublas_shape *shape,
@@ -187,27 +237,30 @@ static int config(const cublasLtMatmulAlgo_t *algorithm,
 void cublas_plan_describe(const struct cublas *cublas, int index, char *text, size_t n_bytes)
 {
     static const char *const kinds[] = {[CUBLAS_NT] = "NT", [CUBLAS_NN] = "NN", [CUBLAS_TN] = "TN"};
+    static const char *const epilogues[] = {[CUBLAS_EPILOGUE_NONE] = "",
+                                            [CUBLAS_EPILOGUE_GELU] = " gelu",
+                                            [CUBLAS_EPILOGUE_GELU_GRADIENT] = " gelu gradient",
+                                            [CUBLAS_EPILOGUE_BIAS_GRADIENT] = " bias gradient"};
     const struct cublas_plan *plan = &cublas->plans[index];
     const struct cublas_shape *s = &plan->shape;
     const cublasLtMatmulAlgo_t *algorithm = &plan->chosen.algo;
 
-    snprintf(text, n_bytes,
-             "%s m %lld n %lld k %lld %s -> %s%s%s: algorithm %d tile %d stages %d split-k %d "
-             "reduction %d swizzle %d custom %d inner %d cluster %d, workspace %zu bytes",
-             kinds[s->kind], (long long)s->m, (long long)s->n, (long long)s->k, dtype_name(s->in),
-             dtype_name(s->out), s->accumulate ? " added" : "",
-             !s->bias           ? ""
-             : plan->bias_after ? " bias after"
-                                : " bias",
-             config(algorithm, CUBLASLT_ALGO_CONFIG_ID),
-             config(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID),
-             config(algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID),
-             config(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM),
-             config(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME),
-             config(algorithm, CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING),
-             config(algorithm, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION),
-             config(algorithm, CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID),
-             config(algorithm, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID), plan->chosen.workspaceSize);
+    snprintf(
+        text, n_bytes,
+        "%s m %lld n %lld k %lld %s -> %s%s%s%s%s%s: algorithm %d tile %d stages %d split-k %d "
+        "reduction %d swizzle %d custom %d inner %d cluster %d, workspace %zu bytes",
+        kinds[s->kind], (long long)s->m, (long long)s->n, (long long)s->k, dtype_name(s->in),
+        dtype_name(s->out), s->accumulate ? " added" : "", s->bias ? " bias" : "",
+        plan->bias_after ? " after" : "", epilogues[s->epilogue],
+        plan->inside != s->epilogue ? " after" : "", config(algorithm, CUBLASLT_ALGO_CONFIG_ID),
+        config(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID),
+        config(algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID),
+        config(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM),
+        config(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME),
+        config(algorithm, CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING),
+        config(algorithm, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION),
+        config(algorithm, CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID),
+        config(algorithm, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID), plan->chosen.workspaceSize);
 }
 
 void cublas_describe(char *text, size_t n_bytes)
@@ -243,9 +296,18 @@ size_t cublas_largest_operand(const struct cublas *cublas)
     return n_bytes;
 }
 
+/* Scratch of a bias gradient, a sum of every 64 rows or more, is smaller than its operands. */
 shoal_status cublas_run_all(struct cublas *cublas, void *zeros)
 {
-    const struct cublas_data data = {.a = zeros, .b = zeros, .c = zeros, .bias = zeros, .d = zeros};
+    const struct cublas_data data = {.a = zeros,
+                                     .b = zeros,
+                                     .c = zeros,
+                                     .bias = zeros,
+                                     .d = zeros,
+                                     .pre_out = zeros,
+                                     .pre = zeros,
+                                     .dbias = zeros,
+                                     .scratch = zeros};
 
     for (int i = 0; i < cublas->n_plans; i++)
         SHOAL_TRY(run(cublas, &cublas->plans[i], &cublas->plans[i].chosen.algo, &data));

@@ -15,6 +15,10 @@
  * in the output: so the same inputs give the same bits.
  *
  * Sums are fp32.  fp32 inputs are multiplied as fp32, or with `tf32` after rounding to 11 bits.
+ *
+ * A bias, a GELU, its gradient or a bias gradient is made inside the product (the library's
+ * epilogues) where the library has an algorithm for that.  Else the plan is one for less, our own
+ * kernels do the rest behind it, and cublas_plan_describe says so.
  */
 struct cublas;
 
@@ -22,11 +26,20 @@ struct cublas;
  * [n, k]. */
 enum cublas_kind { CUBLAS_NT, CUBLAS_NN, CUBLAS_TN };
 
+/* What is made beside the product, over rows without padding. */
+enum cublas_epilogue {
+    CUBLAS_EPILOGUE_NONE,
+    CUBLAS_EPILOGUE_GELU,          /* pre = A B (+ bias), D = gelu of that before it was rounded */
+    CUBLAS_EPILOGUE_GELU_GRADIENT, /* D = A B * gelu'(pre), without a bias */
+    CUBLAS_EPILOGUE_BIAS_GRADIENT  /* of TN with `out` fp32: dbias [m] = column sums of stored A */
+};
+
 struct cublas_shape {
     enum cublas_kind kind;
     enum dtype in, out;
     bool accumulate; /* D = C + A B, D and C of type `out` and leading dimension ldc */
     bool bias;       /* D += bias [n] of type `out`, on every row */
+    enum cublas_epilogue epilogue;
     int64_t m, n, k;
     int64_t lda, ldb, ldc;
 };
@@ -35,6 +48,10 @@ struct cublas_shape {
 struct cublas_data {
     const void *a, *b, *c, *bias;
     void *d;
+    void *pre_out;   /* [m, n] of type `out`: what GELU takes, written beside D */
+    const void *pre; /* the same, read by GELU's gradient; never d */
+    float *dbias;
+    void *scratch; /* of cuda_bias_gradient_scratch_bytes, for a bias gradient */
 };
 
 enum { CUBLAS_WORKSPACE_BYTES = 32 << 20 };

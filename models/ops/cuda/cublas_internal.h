@@ -7,14 +7,16 @@
 
 /* What cublas.c (contexts, running) and cublas_plan.c (plans) share. */
 
-enum { CUBLAS_CANDIDATES = 8, CUBLAS_ALIGNMENT_BYTES = 16 };
+enum { CUBLAS_CANDIDATES = 8, CUBLAS_ALIGNMENT_BYTES = 16, CUBLAS_AUX_LD_MULTIPLE = 8 };
 
 struct cublas_plan {
     struct cublas_shape shape;
     cublasLtMatmulDesc_t product;
     cublasLtMatrixLayout_t first, second, result; /* in the library's order */
     cublasLtMatmulHeuristicResult_t chosen;
-    bool bias_after; /* the library has no algorithm that adds it */
+    /* What the library has no algorithm for is done by our own kernels, after the product. */
+    bool bias_after;
+    enum cublas_epilogue inside; /* the shape's, or NONE: after */
 };
 
 struct cublas {

@@ -38,14 +38,62 @@ static shoal_status set_product(cublasLtMatmulDesc_t product,
     return cublas_check(cublasLtMatmulDescSetAttribute(product, attribute, value, n_bytes), what);
 }
 
-static shoal_status product_create(const struct cublas *cublas, struct cublas_plan *plan, bool bias)
+static bool is_gelu(enum cublas_epilogue epilogue)
+{
+    return epilogue == CUBLAS_EPILOGUE_GELU || epilogue == CUBLAS_EPILOGUE_GELU_GRADIENT;
+}
+
+/* The plan's bias and what it has inside, in the library's words. */
+static cublasLtEpilogue_t epilogue_of(const struct cublas_plan *plan)
+{
+    static const cublasLtEpilogue_t alone[] = {
+        [CUBLAS_EPILOGUE_NONE] = CUBLASLT_EPILOGUE_DEFAULT,
+        [CUBLAS_EPILOGUE_GELU] = CUBLASLT_EPILOGUE_GELU_AUX,
+        [CUBLAS_EPILOGUE_GELU_GRADIENT] = CUBLASLT_EPILOGUE_DGELU,
+        [CUBLAS_EPILOGUE_BIAS_GRADIENT] = CUBLASLT_EPILOGUE_BGRADB};
+
+    if (!plan->shape.bias || plan->bias_after)
+        return alone[plan->inside];
+    return plan->inside == CUBLAS_EPILOGUE_GELU ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS
+                                                : CUBLASLT_EPILOGUE_BIAS;
+}
+
+/* The heuristic reads the alignment of pointers; the pointers themselves come with each call. */
+static shoal_status bias_describe(const struct cublas *cublas, struct cublas_plan *plan)
+{
+    const int32_t type = (int32_t)type_of(plan->shape.out);
+    const void *aligned = cublas->workspace;
+
+    SHOAL_TRY(set_product(plan->product, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type,
+                          "set BIAS_DATA_TYPE"));
+    return set_product(plan->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &aligned, sizeof aligned,
+                       "set BIAS_POINTER");
+}
+
+/* What GELU takes has the result's type and layout. */
+static shoal_status aux_describe(const struct cublas *cublas, struct cublas_plan *plan)
+{
+    const int32_t type = (int32_t)type_of(plan->shape.out);
+    const int64_t ld = plan->shape.ldc;
+    const void *aligned = cublas->workspace;
+
+    SHOAL_TRY(set_product(plan->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, &type,
+                          sizeof type, "set EPILOGUE_AUX_DATA_TYPE"));
+    SHOAL_TRY(set_product(plan->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld, sizeof ld,
+                          "set EPILOGUE_AUX_LD"));
+    return set_product(plan->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aligned,
+                       sizeof aligned, "set EPILOGUE_AUX_POINTER");
+}
+
+static shoal_status product_create(const struct cublas *cublas, struct cublas_plan *plan)
 {
     const struct cublas_shape *s = &plan->shape;
     const cublasComputeType_t compute =
         s->in == DTYPE_F32 ? cublas->fp32_compute : CUBLAS_COMPUTE_32F;
     const cublasOperation_t first = s->kind == CUBLAS_NT ? CUBLAS_OP_T : CUBLAS_OP_N;
     const cublasOperation_t second = s->kind == CUBLAS_TN ? CUBLAS_OP_T : CUBLAS_OP_N;
-    const cublasLtEpilogue_t epilogue = bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    const cublasLtEpilogue_t epilogue = epilogue_of(plan);
+    const bool bias = plan->shape.bias && !plan->bias_after;
 
     SHOAL_TRY(cublas_check(cublasLtMatmulDescCreate(&plan->product, compute, CUDA_R_32F),
                            "describe a product"));
@@ -55,15 +103,9 @@ static shoal_status product_create(const struct cublas *cublas, struct cublas_pl
                           "set TRANSB"));
     SHOAL_TRY(set_product(plan->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue,
                           "set EPILOGUE"));
-    if (!bias)
-        return SHOAL_OK;
-    /* The heuristic reads the pointer's alignment; the pointer itself comes with each call. */
-    const int32_t type = (int32_t)type_of(s->out);
-    const void *aligned = cublas->workspace;
-    SHOAL_TRY(set_product(plan->product, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type,
-                          "set BIAS_DATA_TYPE"));
-    return set_product(plan->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &aligned, sizeof aligned,
-                       "set BIAS_POINTER");
+    if (bias || plan->inside == CUBLAS_EPILOGUE_BIAS_GRADIENT)
+        SHOAL_TRY(bias_describe(cublas, plan));
+    return is_gelu(plan->inside) ? aux_describe(cublas, plan) : SHOAL_OK;
 }
 
 static shoal_status set_preference(cublasLtMatmulPreference_t preference,
@@ -122,28 +164,54 @@ end:
     return status;
 }
 
-static shoal_status plan_choose(const struct cublas *cublas, struct cublas_plan *plan, bool bias)
+static shoal_status plan_choose(const struct cublas *cublas, struct cublas_plan *plan)
 {
     cublasLtMatmulHeuristicResult_t found[CUBLAS_CANDIDATES];
     int n = 0;
 
-    SHOAL_TRY(product_create(cublas, plan, bias));
+    if (plan->product != NULL)
+        cublasLtMatmulDescDestroy(plan->product);
+    plan->product = NULL;
+    SHOAL_TRY(product_create(cublas, plan));
     SHOAL_TRY(cublas_plan_candidates(cublas, plan, found, &n));
     plan->chosen = found[0];
     return SHOAL_OK;
 }
 
+/* Our own kernels, which may have to do the rest, know no padding. */
+static shoal_status check_epilogue(const struct cublas_shape *s)
+{
+    const bool bias_gradient = s->epilogue == CUBLAS_EPILOGUE_BIAS_GRADIENT;
+
+    if (s->epilogue == CUBLAS_EPILOGUE_NONE)
+        return SHOAL_OK;
+    if (s->ldc != s->n || (bias_gradient && s->lda != s->m))
+        return fail(SHOAL_ERR_INTERNAL, "an epilogue needs rows without padding");
+    if (s->bias && s->epilogue != CUBLAS_EPILOGUE_GELU)
+        return fail(SHOAL_ERR_INTERNAL, "no epilogue but GELU goes with a bias");
+    if (bias_gradient && (s->kind != CUBLAS_TN || s->out != DTYPE_F32))
+        return fail(SHOAL_ERR_INTERNAL, "a bias gradient goes with TN products in fp32");
+    return SHOAL_OK;
+}
+
+/* Less and less of the shape inside the product, until the library has an algorithm. */
 shoal_status cublas_plan_init(const struct cublas *cublas, const struct cublas_shape *shape,
                               struct cublas_plan *plan)
 {
+    const bool rows_fit = !is_gelu(shape->epilogue) || shape->ldc % CUBLAS_AUX_LD_MULTIPLE == 0;
+
     plan->shape = *shape;
+    plan->inside = rows_fit ? shape->epilogue : CUBLAS_EPILOGUE_NONE;
+    SHOAL_TRY(check_epilogue(shape));
     SHOAL_TRY(layouts_create(plan));
-    shoal_status status = plan_choose(cublas, plan, shape->bias);
+    shoal_status status = plan_choose(cublas, plan);
+    if (status == SHOAL_ERR_UNAVAILABLE && plan->inside != CUBLAS_EPILOGUE_NONE) {
+        plan->inside = CUBLAS_EPILOGUE_NONE;
+        status = plan_choose(cublas, plan);
+    }
     if (status == SHOAL_ERR_UNAVAILABLE && shape->bias) {
-        cublasLtMatmulDescDestroy(plan->product);
-        plan->product = NULL;
         plan->bias_after = true;
-        status = plan_choose(cublas, plan, false);
+        status = plan_choose(cublas, plan);
     }
     return status;
 }

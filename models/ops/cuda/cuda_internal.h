@@ -24,13 +24,14 @@ struct cuda_attention; /* attention.c */
 
 struct cuda_ops {
     struct ops base;
-    struct device *device; /* borrowed */
+    struct ops_vtable table; /* base's: what the options leave out is NULL in it */
+    struct device *device;   /* borrowed */
     cudaStream_t stream;
     struct ops_cuda_options options;
     struct cublas *cublas;
     struct cuda_attention *attention;
     struct cuda_rope_table rope;
-    char description[384];
+    char description[400];
 };
 
 static inline struct cuda_ops *cuda_of(struct ops *ops)
@@ -70,6 +71,14 @@ shoal_status ops_cuda_linear_add(struct ops *ops, struct linear_shape s, const v
                                  void *scratch);
 shoal_status ops_cuda_linear_backward_input(struct ops *ops, struct linear_shape s, const void *dy,
                                             const void *w, void *dx, void *scratch);
+shoal_status ops_cuda_linear_gelu_prepare(struct ops *ops, struct linear_shape up, bool bias,
+                                          struct linear_shape down);
+shoal_status ops_cuda_linear_gelu(struct ops *ops, struct linear_shape s, const void *x,
+                                  const void *w, const void *bias, void *up, void *act,
+                                  void *scratch);
+shoal_status ops_cuda_linear_backward_input_gelu(struct ops *ops, struct linear_shape s,
+                                                 const void *dy, const void *w, const void *up,
+                                                 void *dup, void *scratch);
 shoal_status ops_cuda_linear_backward_weight(struct ops *ops, struct linear_shape s, const void *dy,
                                              const void *x, float *dw, float *dbias, void *scratch);
 

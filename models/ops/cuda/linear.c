@@ -53,18 +53,50 @@ struct cublas_shape ops_cuda_weight_shape(struct linear_shape s)
                                  .ldc = s.in};
 }
 
+static struct cublas_shape gelu_shape(struct linear_shape s, bool bias)
+{
+    struct cublas_shape shape = ops_cuda_forward_shape(s, bias);
+
+    shape.epilogue = CUBLAS_EPILOGUE_GELU;
+    return shape;
+}
+
+static struct cublas_shape input_gelu_shape(struct linear_shape s)
+{
+    struct cublas_shape shape = ops_cuda_input_shape(s);
+
+    shape.epilogue = CUBLAS_EPILOGUE_GELU_GRADIENT;
+    return shape;
+}
+
+static struct cublas_shape weight_bias_shape(struct linear_shape s)
+{
+    struct cublas_shape shape = ops_cuda_weight_shape(s);
+
+    shape.epilogue = CUBLAS_EPILOGUE_BIAS_GRADIENT;
+    return shape;
+}
+
+/* fp32 and tf32 are the reference: with them a product has nothing but a bias inside. */
+static bool has_epilogues(const struct cuda_ops *cuda, struct linear_shape s)
+{
+    return cuda->options.epilogue == OPS_CUDA_EPILOGUE_FULL && s.dtype == DTYPE_BF16;
+}
+
 shoal_status ops_cuda_linear_prepare(struct ops *ops, struct linear_shape s)
 {
+    struct cublas *cublas = cuda_of(ops)->cublas;
     const struct cublas_shape shapes[] = {ops_cuda_forward_shape(s, false),
                                           ops_cuda_forward_shape(s, true),
                                           add_shape(s, false),
                                           add_shape(s, true),
                                           ops_cuda_input_shape(s),
                                           ops_cuda_weight_shape(s)};
+    const struct cublas_shape with_bias = weight_bias_shape(s);
 
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        SHOAL_TRY(cublas_prepare(cuda_of(ops)->cublas, &shapes[i]));
-    return SHOAL_OK;
+        SHOAL_TRY(cublas_prepare(cublas, &shapes[i]));
+    return has_epilogues(cuda_of(ops), s) ? cublas_prepare(cublas, &with_bias) : SHOAL_OK;
 }
 
 /* For an fp32 copy of a bf16 bias, or the partial sums of a bias gradient: never both at once. */
@@ -122,15 +154,53 @@ shoal_status ops_cuda_linear_backward_input(struct ops *ops, struct linear_shape
     return cublas_multiply(cuda_of(ops)->cublas, &shape, &data);
 }
 
+shoal_status ops_cuda_linear_gelu_prepare(struct ops *ops, struct linear_shape up, bool bias,
+                                          struct linear_shape down)
+{
+    struct cuda_ops *cuda = cuda_of(ops);
+    const struct cublas_shape behind = gelu_shape(up, bias), before = input_gelu_shape(down);
+
+    if (has_epilogues(cuda, up))
+        SHOAL_TRY(cublas_prepare(cuda->cublas, &behind));
+    return has_epilogues(cuda, down) ? cublas_prepare(cuda->cublas, &before) : SHOAL_OK;
+}
+
+shoal_status ops_cuda_linear_gelu(struct ops *ops, struct linear_shape s, const void *x,
+                                  const void *w, const void *bias, void *up, void *act,
+                                  void *scratch)
+{
+    const struct cublas_shape shape = gelu_shape(s, bias != NULL);
+    const struct cublas_data data = {.a = x, .b = w, .bias = bias, .d = act, .pre_out = up};
+
+    if (has_epilogues(cuda_of(ops), s))
+        return cublas_multiply(cuda_of(ops)->cublas, &shape, &data);
+    SHOAL_TRY(ops_cuda_linear(ops, s, x, w, bias, up, scratch));
+    return ops_cuda_gelu(ops, s.rows * s.out, s.dtype, up, act);
+}
+
+shoal_status ops_cuda_linear_backward_input_gelu(struct ops *ops, struct linear_shape s,
+                                                 const void *dy, const void *w, const void *up,
+                                                 void *dup, void *scratch)
+{
+    const struct cublas_shape shape = input_gelu_shape(s);
+    const struct cublas_data data = {.a = dy, .b = w, .d = dup, .pre = up};
+
+    if (has_epilogues(cuda_of(ops), s))
+        return cublas_multiply(cuda_of(ops)->cublas, &shape, &data);
+    SHOAL_TRY(ops_cuda_linear_backward_input(ops, s, dy, w, dup, scratch));
+    return ops_cuda_gelu_backward(ops, s.rows * s.in, s.dtype, up, dup, dup);
+}
+
 shoal_status ops_cuda_linear_backward_weight(struct ops *ops, struct linear_shape s, const void *dy,
                                              const void *x, float *dw, float *dbias, void *scratch)
 {
     struct cuda_ops *cuda = cuda_of(ops);
-    const struct cublas_shape shape = ops_cuda_weight_shape(s);
-    const struct cublas_data data = {.a = dy, .b = x, .d = dw};
+    const bool together = dbias != NULL && has_epilogues(cuda, s);
+    const struct cublas_shape shape = together ? weight_bias_shape(s) : ops_cuda_weight_shape(s);
+    const struct cublas_data data = {.a = dy, .b = x, .d = dw, .dbias = dbias, .scratch = scratch};
 
     SHOAL_TRY(cublas_multiply(cuda->cublas, &shape, &data));
-    if (dbias == NULL)
+    if (dbias == NULL || together)
         return SHOAL_OK;
     return cuda_bias_gradient(cuda->stream, s.rows, s.out, s.dtype, dy, dbias, scratch);
 }

@@ -21,8 +21,15 @@ enum ops_cuda_attention {
     OPS_CUDA_ATTENTION_PLAIN  /* our own kernels */
 };
 
+/* What bf16 products make beside themselves, where cuBLASLt can. */
+enum ops_cuda_epilogue {
+    OPS_CUDA_EPILOGUE_BIAS, /* the bias is added */
+    OPS_CUDA_EPILOGUE_FULL  /* and GELU, its gradient, and bias gradients */
+};
+
 struct ops_cuda_options {
     bool tf32; /* fp32 products round their inputs to 11 bits; off: true fp32 */
+    enum ops_cuda_epilogue epilogue;
     enum ops_cuda_attention attention;
     /*
      * The most scratch that attention's deterministic backward may take; 0: 1.5 GiB.  A shape that

@@ -1,10 +1,14 @@
-/* cuBLASLt's matmul: D = alpha op(A) op(B) + beta C (+ bias), all column-major. */
+/*
+ * cuBLASLt's matmul, all column-major: D = alpha op(A) op(B) + beta C (+ bias), and the epilogues that
+ * make GELU of that (what GELU took beside it), multiply by GELU's gradient, or sum B over k.
+ */
 #include "tests/gpu/emulate/emulate.h"
 #include "tests/gpu/imitate/imitate.h"
 
 #include "runtime/base/dtype.h"
 
 #include <cublasLt.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,7 +24,10 @@ struct product {
     cudaDataType_t scale, bias_type;
     cublasOperation_t a, b;
     cublasLtEpilogue_t epilogue;
-    const void *bias;
+    void *bias; /* or its gradient, which is written */
+    cudaDataType_t aux_type;
+    int64_t aux_ld;
+    void *aux;
 };
 
 struct preference {
@@ -101,6 +108,7 @@ cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *product, cublasCom
     *p = (struct product){.compute = compute,
                           .scale = scale,
                           .bias_type = (cudaDataType_t)-1,
+                          .aux_type = (cudaDataType_t)-1,
                           .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
     *product = (cublasLtMatmulDesc_t)(void *)p;
     return CUBLAS_STATUS_SUCCESS;
@@ -135,6 +143,17 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t product,
     case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
         place = &p->bias;
         size = sizeof p->bias;
+        break;
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE:
+        place = &p->aux_type;
+        break;
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD:
+        place = &p->aux_ld;
+        size = sizeof p->aux_ld;
+        break;
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER:
+        place = &p->aux;
+        size = sizeof p->aux;
         break;
     default:
         return CUBLAS_STATUS_NOT_SUPPORTED;
@@ -186,11 +205,43 @@ static bool fits(const struct layout *l, cublasOperation_t op, uint64_t rows, ui
                              : l->rows == cols && l->cols == rows;
 }
 
+static bool has(const struct product *p, cublasLtEpilogue_t bits)
+{
+    return (p->epilogue & bits) == bits;
+}
+
+/* What the header says of each epilogue's attributes. */
+static cublasStatus_t check_epilogue(const struct product *p, const struct layout *d)
+{
+    switch (p->epilogue) {
+    case CUBLASLT_EPILOGUE_DEFAULT:
+        return CUBLAS_STATUS_SUCCESS;
+    case CUBLASLT_EPILOGUE_BIAS:
+    case CUBLASLT_EPILOGUE_GELU_AUX:
+    case CUBLASLT_EPILOGUE_GELU_AUX_BIAS:
+    case CUBLASLT_EPILOGUE_DGELU:
+    case CUBLASLT_EPILOGUE_BGRADB:
+        break;
+    default:
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    }
+    if (has(p, CUBLASLT_EPILOGUE_GELU_AUX) || has(p, CUBLASLT_EPILOGUE_DGELU))
+        if (p->aux == NULL || p->aux_type != d->type || p->aux_ld % 8 != 0 ||
+            p->aux_ld < (int64_t)d->rows)
+            return CUBLAS_STATUS_INVALID_VALUE;
+    /* A bias and its gradient have the result's type. */
+    if (has(p, CUBLASLT_EPILOGUE_BIAS) || has(p, CUBLASLT_EPILOGUE_BGRADB))
+        if (p->bias == NULL || p->bias_type != d->type)
+            return CUBLAS_STATUS_NOT_SUPPORTED;
+    return ((int)p->epilogue & imitate.refuse_epilogues) != 0 ? CUBLAS_STATUS_NOT_SUPPORTED
+                                                              : CUBLAS_STATUS_SUCCESS;
+}
+
 static cublasStatus_t check(const struct product *p, const struct layout *a, const struct layout *b,
                             const struct layout *c, const struct layout *d)
 {
     const uint64_t k = p->a == CUBLAS_OP_N ? a->cols : a->rows;
-    const bool bias = p->epilogue == CUBLASLT_EPILOGUE_BIAS;
+    const cublasStatus_t epilogue = check_epilogue(p, d);
 
     if (!fits(a, p->a, d->rows, k) || !fits(b, p->b, k, d->cols) || c->rows != d->rows ||
         c->cols != d->cols)
@@ -199,9 +250,8 @@ static cublasStatus_t check(const struct product *p, const struct layout *a, con
         return CUBLAS_STATUS_NOT_SUPPORTED;
     if (a->type == CUDA_R_32F && d->type != CUDA_R_32F)
         return CUBLAS_STATUS_NOT_SUPPORTED;
-    /* The bias of a product has its result's type. */
-    if (bias && (imitate.refuse_bias || p->bias == NULL || p->bias_type != d->type))
-        return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (epilogue != CUBLAS_STATUS_SUCCESS)
+        return epilogue;
     return imitate.refuse_product ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
 }
 
@@ -283,12 +333,54 @@ struct multiplication {
     float alpha, beta;
 };
 
+/* GELU in its tanh form, and its derivative. */
+static double gelu(double x, double *slope_out)
+{
+    const double root = sqrt(2.0 / M_PI);
+    const double t = tanh(root * (x + 0.044715 * x * x * x));
+
+    *slope_out = 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * root * (1.0 + 3.0 * 0.044715 * x * x);
+    return 0.5 * x * (1.0 + t);
+}
+
+/* Element (row, col) of D, from the sum. */
+static double finish(const struct product *p, int64_t row, int64_t col, double sum)
+{
+    const int64_t i = col * p->aux_ld + row;
+    double slope = 0.0;
+
+    if (has(p, CUBLASLT_EPILOGUE_BIAS))
+        sum += load(p->bias_type, p->bias, row);
+    if (has(p, CUBLASLT_EPILOGUE_GELU_AUX)) {
+        store(p->aux_type, p->aux, i, sum);
+        return gelu(sum, &slope);
+    }
+    if (has(p, CUBLASLT_EPILOGUE_DGELU)) {
+        gelu(load(p->aux_type, p->aux, i), &slope);
+        return sum * slope;
+    }
+    return sum;
+}
+
+/* Sums of op(B)'s columns over k. */
+static void sum_columns(const struct multiplication *m, int64_t k)
+{
+    for (int64_t col = 0; col < (int64_t)m->d.cols; col++) {
+        double sum = 0.0;
+        for (int64_t i = 0; i < k; i++)
+            sum += element(&m->b, m->p.b, m->B, i, col);
+        store(m->p.bias_type, m->p.bias, col, sum);
+    }
+}
+
 static void run_multiplication(const void *issued)
 {
     const struct multiplication *m = issued;
     const struct product *p = &m->p;
     const int64_t k = (int64_t)(p->a == CUBLAS_OP_N ? m->a.cols : m->a.rows);
 
+    if (has(p, CUBLASLT_EPILOGUE_BGRADB))
+        sum_columns(m, k);
     for (int64_t col = 0; col < (int64_t)m->d.cols; col++) {
         for (int64_t row = 0; row < (int64_t)m->d.rows; row++) {
             double sum = 0.0;
@@ -297,9 +389,7 @@ static void run_multiplication(const void *issued)
             sum *= (double)m->alpha;
             if (m->beta != 0.0f)
                 sum += (double)m->beta * load(m->c.type, m->C, col * m->c.ld + row);
-            if (p->epilogue == CUBLASLT_EPILOGUE_BIAS)
-                sum += load(p->bias_type, p->bias, row);
-            store(m->d.type, m->D, col * m->d.ld + row, sum);
+            store(m->d.type, m->D, col * m->d.ld + row, finish(p, row, col, sum));
         }
     }
     imitate.products++;
@@ -323,7 +413,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t prod
         return status;
     if (algorithm->data[0] != 42 || workspace_bytes < ((size_t)32 << 20) ||
         !aligned(workspace, 256) || !aligned(A, 16) || !aligned(B, 16) || !aligned(C, 16) ||
-        !aligned(D, 16) || (p->bias != NULL && !aligned(p->bias, 16)))
+        !aligned(D, 16) || (p->bias != NULL && !aligned(p->bias, 16)) ||
+        (p->aux != NULL && !aligned(p->aux, 16)))
         return CUBLAS_STATUS_INVALID_VALUE;
     /* In place: the same layout. */
     if (C == D && (c->ld != d->ld || c->type != d->type))

@@ -16,7 +16,7 @@ struct imitate {
     /* Faults to inject. */
     bool no_cudnn;        /* cudnnCreate fails */
     bool refuse_graphs;   /* cuDNN has no engine for a graph */
-    bool refuse_bias;     /* cuBLASLt has no algorithm with a bias */
+    int refuse_epilogues; /* bits of cublasLtEpilogue_t with which cuBLASLt has no algorithm */
     bool refuse_product;  /* cuBLASLt has no algorithm at all */
     size_t cudnn_version; /* 0: that of the headers */
     size_t free_bytes;    /* that the device says it has; 0: 1 GiB */

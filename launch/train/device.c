@@ -43,6 +43,8 @@ static shoal_status cuda_ops(const struct config *config, struct device *device,
 
     while (strcmp(names[options.attention], config->run.attention) != 0)
         options.attention++;
+    if (strcmp(config->run.epilogue, "full") == 0)
+        options.epilogue = OPS_CUDA_EPILOGUE_FULL;
     return ops_create_cuda_with(device, &options, ops_out);
 }
 #endif

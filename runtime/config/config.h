@@ -38,6 +38,7 @@ struct config {
         bool bind;   /* bind threads to cores */
         char device[16];
         char attention[8]; /* auto | cudnn | own */
+        char epilogue[8];  /* bias | full */
         bool graphs;
     } run;
     struct {

@@ -66,6 +66,15 @@ static const struct config_key keys[] = {
      .also = "attn_implementation attention_backend sdpa flash_attention",
      .help = "Attention on cuda: cudnn, or an error; own: Shoal's kernels; auto: cudnn where it "
              "takes the shape. The cpu has its own alone."},
+    {.path = "run.epilogue",
+     .type = CONFIG_CHOICE,
+     FIELD(run.epilogue),
+     .fallback = "bias",
+     .choices = "bias|full",
+     .also = "fused_mlp fused_gelu gelu_fusion bias_gelu_fusion",
+     .help = "What bf16 products on cuda make in one pass: bias: they add it; full: GELU, its "
+             "gradient and bias gradients too. Changes bits slightly (GELU of sums not yet "
+             "rounded); not yet measured, hence not the default. The cpu ignores it."},
 
     {.path = "model.preset",
      .type = CONFIG_STRING,

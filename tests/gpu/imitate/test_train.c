@@ -91,6 +91,17 @@ Test(imitated_train, is_that_of_the_host_in_bf16_with_coded_states)
           3e-3);
 }
 
+/* The CPU knows the key and does nothing about it. */
+Test(imitated_train, is_that_of_the_host_with_full_epilogues)
+{
+    static const char *const precisions[] = {"precision.compute=bf16", "precision.compute=fp32"};
+
+    for (int p = 0; p < 2; p++)
+        check((const char *[]){"model.norm=layernorm", "model.position=learned", "model.mlp=gelu",
+                               "model.tied=true", "run.epilogue=full", precisions[p], NULL},
+              p == 0 ? 3e-3 : 1e-4);
+}
+
 /* The average takes the weights' place on the device and leaves it again. */
 Test(imitated_train, is_that_of_the_host_with_averaged_weights)
 {
@@ -179,6 +190,7 @@ Test(imitated_train, says_what_attention_runs_on)
     expect_said("data.seq_len=33",
                 "forward cuDNN engine "); /* sizes that no power of two divides */
     expect_said("precision.tf32=true", "(tf32), attention");
+    expect_said("run.epilogue=full", "(full epilogues), attention");
     cr_assert_eq(one_step(host, "run.device=cpu", "run.attention=cudnn"), 69, "%s", rig_log());
     cr_assert_not_null(strstr(rig_log(), "run.attention: cudnn, but this run computes on the CPU"),
                        "%s", rig_log());

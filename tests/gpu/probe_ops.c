@@ -1,7 +1,7 @@
 /*
  * Time of each op of the cuda back end on the shapes of two models, against its floor: the FLOPs at the
  * rate of a square product of the same run, or the bytes that must move at the rate of copies on the
- * device.  The best of 10 runs each.
+ * device.  The best of 10 runs each.  What products can make beside themselves is timed both ways.
  *
  *     probe_ops
  */
@@ -9,6 +9,7 @@
 #include "tests/gpu/probe.h"
 
 #include <stdio.h>
+#include <string.h>
 
 enum { RUNS = 10, SQUARE = 8192, COPY_BYTES = 1 << 30, ARRAYS = 4 };
 
@@ -27,7 +28,8 @@ static const struct shapes models[] = {
 /* Device arrays, large enough for every op of the shapes. */
 struct bench {
     struct device *device;
-    struct ops *ops;
+    struct ops *ops;          /* timed now: one of these */
+    struct ops *apart, *full; /* with epilogues: bias alone, all */
     struct shapes m;
     char *a, *b, *c, *d;
     int32_t *ids; /* zeros: every token the same one, the worst case of the embedding's backward */
@@ -55,6 +57,11 @@ static struct linear_shape up_of(const struct bench *x)
     return (struct linear_shape){rows_of(x), x->m.C, x->m.llama ? 2 * x->m.F : x->m.F, DTYPE_BF16};
 }
 
+static struct linear_shape down_of(const struct bench *x)
+{
+    return (struct linear_shape){rows_of(x), x->m.F, x->m.C, DTYPE_BF16};
+}
+
 static struct head_shape head_of(const struct bench *x)
 {
     return (struct head_shape){rows_of(x), x->m.C, x->m.V, DTYPE_BF16};
@@ -78,6 +85,39 @@ static shoal_status run_up_weight(void *arg)
 {
     struct bench *x = arg;
     return op_linear_backward_weight(x->ops, up_of(x), x->c, x->a, (float *)x->d, NULL, x->scratch);
+}
+
+/* The second half of c, whose first half what GELU takes fills. */
+static char *behind_up(const struct bench *x)
+{
+    return x->c + (size_t)(rows_of(x) * x->m.F) * dtype_bytes(DTYPE_BF16);
+}
+
+static shoal_status run_up_gelu(void *arg)
+{
+    struct bench *x = arg;
+    return op_linear_gelu(x->ops, up_of(x), x->a, x->b, x->d, x->c, behind_up(x), x->scratch);
+}
+
+static shoal_status run_down_gelu(void *arg)
+{
+    struct bench *x = arg;
+    return op_linear_backward_input_gelu(x->ops, down_of(x), x->a, x->b, x->c, behind_up(x),
+                                         x->scratch);
+}
+
+static shoal_status run_up_gradients(void *arg)
+{
+    struct bench *x = arg;
+    return op_linear_backward_weight(x->ops, up_of(x), x->c, x->a, (float *)x->d, (float *)x->b,
+                                     x->scratch);
+}
+
+static shoal_status run_down_gradients(void *arg)
+{
+    struct bench *x = arg;
+    return op_linear_backward_weight(x->ops, down_of(x), x->a, x->c, (float *)x->d, (float *)x->b,
+                                     x->scratch);
 }
 
 static shoal_status run_head(void *arg)
@@ -232,6 +272,49 @@ static void time_one(struct bench *x, const char *name, shoal_status (*run)(void
     fflush(stdout);
 }
 
+static void print_joined(void *arg, enum op_class op_class, const char *line)
+{
+    (void)arg;
+    (void)op_class;
+    if (strstr(line, " gelu") != NULL || strstr(line, " gradient") != NULL)
+        printf("  %s\n", line);
+}
+
+static shoal_status prepare_epilogues(const struct bench *x)
+{
+    SHOAL_TRY(op_linear_prepare(x->apart, down_of(x)));
+    SHOAL_TRY(op_linear_prepare(x->full, up_of(x)));
+    SHOAL_TRY(op_linear_prepare(x->full, down_of(x)));
+    return op_linear_gelu_prepare(x->full, up_of(x), true, down_of(x));
+}
+
+/* Each as ops one after the other, and with all that cuBLASLt can have inside the product. */
+static void time_epilogues(struct bench *x)
+{
+    static const struct {
+        const char *name;
+        shoal_status (*run)(void *arg);
+    } rows[] = {{"up, gelu", run_up_gelu},
+                {"down dx, gelu'", run_down_gelu},
+                {"up dw, dbias", run_up_gradients},
+                {"down dw, dbias", run_down_gradients}};
+    char name[64];
+
+    if (prepare_epilogues(x) != SHOAL_OK) {
+        printf("  epilogues: %s\n", shoal_last_error());
+        return;
+    }
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        snprintf(name, sizeof name, "%s: apart", rows[i].name);
+        time_one(x, name, rows[i].run);
+        x->ops = x->full;
+        snprintf(name, sizeof name, "%s: joined", rows[i].name);
+        time_one(x, name, rows[i].run);
+        x->ops = x->apart;
+    }
+    ops_describe_choices(x->full, print_joined, NULL);
+}
+
 static void free_arrays(struct bench *x)
 {
     void *all[] = {x->a, x->b, x->c, x->d, x->ids, x->scratch};
@@ -244,6 +327,8 @@ static shoal_status time_model(struct bench *x)
 {
     printf("%s, bf16\n", x->m.name);
     SHOAL_TRY(prepare(x));
+    if (!x->m.llama)
+        time_epilogues(x);
     time_one(x, "linear up", run_up);
     time_one(x, "linear up, dx", run_up_input);
     time_one(x, "linear up, dw", run_up_weight);
@@ -298,15 +383,20 @@ static shoal_status measure_rates(struct bench *x)
 int main(void)
 {
     struct bench x = {.device = probe_open()};
-    shoal_status status = ops_create_cuda(x.device, &x.ops);
+    const struct ops_cuda_options full = {.epilogue = OPS_CUDA_EPILOGUE_FULL};
+    shoal_status status = ops_create_cuda(x.device, &x.apart);
 
+    x.ops = x.apart;
+    if (status == SHOAL_OK)
+        status = ops_create_cuda_with(x.device, &full, &x.full);
     if (status == SHOAL_OK)
         status = measure_rates(&x);
     for (size_t i = 0; status == SHOAL_OK && i < sizeof models / sizeof *models; i++) {
         x.m = models[i];
         status = time_model(&x);
     }
-    ops_destroy(x.ops);
+    ops_destroy(x.full);
+    ops_destroy(x.apart);
     device_close(x.device);
     return probe_end(status);
 }

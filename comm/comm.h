@@ -77,6 +77,7 @@ shoal_status comm_open(const struct comm_params *params, struct comm **comm_out)
 /*
  * Say which device this rank works on; without this call it is the host.  Chooses the transport,
  * the same on every rank, and starts it; refuses one that cannot work with what the ranks have.
+ * Connections are used once, so that the memory that this takes is taken when the call returns.
  * After a failure only comm_close is left.  The device is borrowed until comm_close has returned.
  * At most once, before comm_window_create.  Collective.
  */
@@ -116,9 +117,9 @@ shoal_status comm_window_create(struct comm *comm, size_t own_bytes, size_t shar
 bool comm_shared_per_rank(const struct comm *comm);
 
 /*
- * What comm_window_create takes with these sizes; NCCL's own memory comes on top and shows only in
- * what the device has left after it.  Pure arithmetic: a planner may ask for any number
- * of ranks.  `ranks_per_host` as comm_local_size.
+ * What comm_window_create takes with these sizes; NCCL's own memory shows only in what the device has
+ * left after comm_use_device.  Pure arithmetic: a planner may ask for any number of ranks.
+ * `ranks_per_host` as comm_local_size.
  */
 struct comm_memory {
     size_t device_bytes;  /* of a rank's device: both parts and scratch; 0 with COMM_MPI */

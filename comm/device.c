@@ -121,6 +121,22 @@ static shoal_status choose(struct comm *comm, const struct device_entry *entries
     return SHOAL_OK;
 }
 
+/* Of each part of a window that the first exchange goes through, over all ranks. */
+enum { FIRST_BYTES = 16 << 20 };
+
+/* Through a window that goes again, so that the run's is asked for when connections have theirs. */
+static shoal_status first_exchange(struct comm *comm)
+{
+    struct window_sizes sizes = comm_window_sizes(comm->transport->id, comm->ring, comm->size,
+                                                  comm->local_size, FIRST_BYTES, FIRST_BYTES);
+    shoal_status status = comm_agree(comm, comm_device_take(comm, &sizes));
+
+    if (status == SHOAL_OK)
+        status = comm_agree(comm, comm->transport->warm_up(comm));
+    comm_device_give(comm);
+    return status;
+}
+
 shoal_status comm_use_device(struct comm *comm, struct device *device)
 {
     struct device_entry own, *entries;
@@ -142,7 +158,9 @@ shoal_status comm_use_device(struct comm *comm, struct device *device)
     SHOAL_TRY(status);
     comm->device = device;
     comm->transport = transport_of(id);
-    return comm->transport->start != NULL ? comm->transport->start(comm) : SHOAL_OK;
+    if (comm->transport->start != NULL)
+        SHOAL_TRY(comm->transport->start(comm));
+    return comm->transport->warm_up != NULL ? first_exchange(comm) : SHOAL_OK;
 }
 
 /* ---- memory ---- */

@@ -16,7 +16,10 @@ struct transport {
     /* Pin, register and the like, after the window and the device memory exist.  NULL: nothing. */
     shoal_status (*attach)(struct comm *comm);
 
-    /* The first exchange, after `attach` on every rank.  Collective.  NULL: nothing. */
+    /*
+     * The first exchange, through all of a window that is there for it alone and attached on every
+     * rank.  Collective.  NULL: nothing.
+     */
     shoal_status (*warm_up)(struct comm *comm);
 
     /*

@@ -113,8 +113,6 @@ shoal_status comm_window_create(struct comm *comm, size_t own_bytes, size_t shar
     if (!comm->transport->is_on_device)
         return SHOAL_OK;
     shoal_status status = comm_agree(comm, comm_device_take(comm, &sizes));
-    if (status == SHOAL_OK && comm->transport->warm_up != NULL)
-        status = comm_agree(comm, comm->transport->warm_up(comm));
     if (status != SHOAL_OK) {
         comm_device_give(comm);
         comm_memory_release(&comm->window);

@@ -202,22 +202,18 @@ static shoal_status drain(struct nccl *nccl, const char *what)
     return status;
 }
 
-/*
- * NCCL connects two ranks, and takes memory for that, when they first speak: that is now, on what
- * is zero and stays so.
- */
+/* NCCL connects two ranks, and takes memory for that, when they first speak: that is now. */
 static shoal_status warm_up(struct comm *comm)
 {
-    enum { N = 4 };
     const struct device_memory *memory = &comm->on_device;
-    size_t R = (size_t)comm->size, n_bytes = N * sizeof(float);
+    const size_t R = (size_t)comm->size;
+    const size_t n = memory->own_bytes / (R + 1) / CACHE_LINE * CACHE_LINE / sizeof(float);
+    const size_t n_bytes = memory->shared_bytes / R / CACHE_LINE * CACHE_LINE;
     float *own = (float *)(void *)memory->own;
 
-    if (memory->shared_bytes >= R * n_bytes)
-        SHOAL_TRY(comm_nccl_all_gather(comm, memory->shared + (size_t)comm->rank * n_bytes,
-                                       memory->shared, n_bytes));
-    if (memory->own_bytes >= (R + 1) * n_bytes)
-        SHOAL_TRY(comm_nccl_reduce_scatter(comm, own, own + R * N, N));
+    SHOAL_TRY(comm_nccl_all_gather(comm, memory->shared + (size_t)comm->rank * n_bytes,
+                                   memory->shared, n_bytes));
+    SHOAL_TRY(comm_nccl_reduce_scatter(comm, own, own + R * n, n));
     return drain(comm->nccl, "the first exchange");
 }
 

@@ -25,6 +25,7 @@
  * - An operation whose peer does not come never ends, unless the communicator is aborted.
  * - To abort waits for the device, as it frees memory there: also for another communicator's work,
  *   unless both are aborted in one group.
+ * - Sealed, it connects no ranks that have not spoken on that communicator.
  * - Its reduce-scatter adds in the order of a line, so that it differs from the tree.
  *
  * Ranks meet in a file of /dev/shm named by the id; data goes by process_vm_readv from the sender.
@@ -72,12 +73,19 @@ struct ncclComm {
     struct launch *waiting; /* not in the queue yet */
     int polls;
     _Atomic int error;
+    bool has_met[MAX_RANKS]; /* whom it has spoken to; of the queue's thread */
 };
 
 static struct launch *group; /* open, or NULL */
 static bool aborts_in_group;
 static char made[NCCL_USES][NCCL_UNIQUE_ID_BYTES]; /* files of this process' ids */
 static bool must_fail;
+static atomic_bool is_sealed;
+
+void fake_nccl_seal(void)
+{
+    atomic_store(&is_sealed, true);
+}
 
 void fake_nccl_fail_next(void)
 {
@@ -160,12 +168,24 @@ static bool is_next(const struct launch *launch, int k)
     return true;
 }
 
+static void meet(struct ncclComm *comm, int peer)
+{
+    if (peer != comm->rank && !comm->has_met[peer] && atomic_load(&is_sealed)) {
+        fprintf(stderr, "fake nccl: rank %d speaks to rank %d for the first time\n", comm->rank,
+                peer);
+        atomic_store(&comm->error, ncclInvalidUsage);
+    }
+    comm->has_met[peer] = true;
+}
+
 static void run_launch(void *arg)
 {
     struct launch *launch = arg;
     struct ncclComm *comm = launch->comm;
     int left = launch->n_moves;
 
+    for (int k = 0; k < launch->n_moves; k++)
+        meet(comm, launch->moves[k].peer);
     while ((left > 0 || launch->hangs) && !atomic_load(&comm->is_aborted)) {
         bool moved = false;
 

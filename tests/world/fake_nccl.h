@@ -17,3 +17,6 @@ void fake_nccl_install(void);
  * reports a remote error.
  */
 void fake_nccl_fail_next(void);
+
+/* From now on two ranks that have not spoken on a communicator may not: memory is taken for that. */
+void fake_nccl_seal(void);

@@ -12,3 +12,7 @@ void fake_nccl_install(void)
 void fake_nccl_fail_next(void)
 {
 }
+
+void fake_nccl_seal(void)
+{
+}

@@ -192,6 +192,7 @@ shoal_status model_prepare(const struct model *model, struct ops *ops, int64_t B
     SHOAL_TRY(prepare_block(model, ops, &s, T));
     if (recompute == RECOMPUTE_NONE && model->config.mlp == MLP_GELU)
         SHOAL_TRY(op_linear_gelu_prepare(ops, s.up, model->config.bias, s.down));
+    SHOAL_TRY(op_attention_prepare(ops, s.attention));
     return op_head_prepare(ops, s.head);
 }
 

@@ -269,6 +269,12 @@ shoal_status op_rope(struct ops *ops, struct attention_shape s, double theta,
            ops->table->rope(ops, s, theta, first_position, inverse, qkv));
 }
 
+shoal_status op_attention_prepare(struct ops *ops, struct attention_shape s)
+{
+    SHOAL_TRY(check_attention("attention", &s));
+    return ops->table->attention_prepare == NULL ? SHOAL_OK : ops->table->attention_prepare(ops, s);
+}
+
 size_t op_attention_scratch_bytes(const struct ops *ops, struct attention_shape s)
 {
     return ops->table->attention_scratch_bytes(ops, s);

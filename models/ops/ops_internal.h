@@ -47,6 +47,7 @@ struct ops_vtable {
                                   const float *stats, float *dx, void *dx_rounded, float *dw,
                                   float *db, void *scratch);
 
+    shoal_status (*attention_prepare)(struct ops *ops, struct attention_shape s); /* or NULL */
     shoal_status (*rope_prepare)(struct ops *ops, int64_t T_max, int D, double theta);
     shoal_status (*rope)(struct ops *ops, struct attention_shape s, double theta,
                          int64_t first_position, bool inverse, void *qkv);

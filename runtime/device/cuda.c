@@ -20,6 +20,7 @@ enum { OLDEST_CAPABILITY = 80 }; /* the oldest that kernels are compiled for */
 struct cuda {
     struct device device;
     int ordinal, sm_count, capability;
+    size_t shared_bytes; /* of a block, at most */
     cudaStream_t streams[QUEUE_COUNT];
     cudaStream_t own; /* of the synchronous calls */
     char text[256];
@@ -68,6 +69,11 @@ int device_cuda_sm_count(const struct device *device)
 int device_cuda_capability(const struct device *device)
 {
     return cuda_of(device)->capability;
+}
+
+size_t device_cuda_shared_bytes(const struct device *device)
+{
+    return cuda_of(device)->shared_bytes;
 }
 
 int device_cuda_count(void)
@@ -316,6 +322,7 @@ static shoal_status read_facts(struct cuda *cuda)
 
     SHOAL_TRY(cuda_check(cudaGetDeviceProperties(&properties, cuda->ordinal), "describe a device"));
     cuda->sm_count = properties.multiProcessorCount;
+    cuda->shared_bytes = properties.sharedMemPerBlockOptin;
     cuda->capability = 10 * properties.major + properties.minor;
     if (cuda->capability < OLDEST_CAPABILITY)
         return fail(SHOAL_ERR_UNAVAILABLE, "%.100s has compute capability %d.%d, at least %d.%d",

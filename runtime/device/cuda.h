@@ -24,7 +24,8 @@ shoal_status device_cuda_use(const struct device *device);
 
 int device_cuda_ordinal(const struct device *device);
 int device_cuda_sm_count(const struct device *device);
-int device_cuda_capability(const struct device *device); /* 90 for 9.0 */
+int device_cuda_capability(const struct device *device);      /* 90 for 9.0 */
+size_t device_cuda_shared_bytes(const struct device *device); /* that a block may take */
 
 #ifdef __cplusplus
 }

@@ -216,7 +216,7 @@ Test(cuda_attention, refuses_what_cudnn_does_not_take_when_it_was_asked_for)
     struct gpu gpu = {0};
     float *p = gpu_new(&gpu, DTYPE_F32, 4 * 4 * 64);
 
-    (void)op_attention_scratch_bytes(rig.ops, s);
+    cr_assert_eq(op_attention_prepare(rig.ops, s), SHOAL_ERR_UNAVAILABLE);
     cr_assert_eq(op_attention(rig.ops, s, p, p, p, p), SHOAL_ERR_UNAVAILABLE);
     cr_assert_not_null(strstr(shoal_last_error(), "cuDNN takes bf16, not fp32"), "%s",
                        shoal_last_error());

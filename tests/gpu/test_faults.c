@@ -1,9 +1,11 @@
 /* What the back end does when a library fails: only where the libraries are imitated. */
 #include "tests/gpu/cuda_rig.h"
+#include "tests/gpu/emulate/emulate.h"
 #include "tests/gpu/imitate/imitate.h"
 
 #include "models/ops/cuda/cublas.h"
 #include "models/ops/cuda/cudnn_attention.h"
+#include "models/ops/cuda/kernels.h"
 
 #include <criterion/criterion.h>
 #include <cublasLt.h>
@@ -339,12 +341,91 @@ Test(cuda_faults, warming_up_goes_without_memory)
         .rows = (int64_t)1 << 44, .in = 8, .out = 8, .dtype = DTYPE_BF16};
     size_t own = 1;
 
-    imitate.free_bytes = SIZE_MAX;
+    imitate.total_bytes = SIZE_MAX;
     struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
     EXPECT_OK(op_linear_prepare(rig.ops, s));
     EXPECT_OK(ops_warm_up(rig.ops, &own));
     cr_assert_eq(own, 0);
     cr_assert_eq(imitate.products, 0);
+    cuda_rig_destroy(&rig);
+}
+
+static struct attention_shape heads_of(int D, enum dtype dtype)
+{
+    return (struct attention_shape){.B = 1, .T = 40, .H = 2, .K = 1, .D = D, .dtype = dtype};
+}
+
+/* Compute capability 8.6, 8.9 and 12.0 give 99 KiB to a block (CUDA C++ Programming Guide, technical
+ * specifications). */
+Test(cuda_faults, heads_too_large_for_shared_memory_are_refused_when_they_are_planned)
+{
+    char plans[2048] = "";
+
+    imitate.shared_bytes = 99 << 10;
+    struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
+    EXPECT_OK(op_attention_prepare(rig.ops, heads_of(180, DTYPE_F32)));
+    EXPECT_OK(op_attention_prepare(rig.ops, heads_of(192, DTYPE_BF16))); /* by cuDNN */
+    cr_assert_eq(op_attention_prepare(rig.ops, heads_of(182, DTYPE_F32)), SHOAL_ERR_UNAVAILABLE);
+    cr_assert_not_null(strstr(shoal_last_error(), "head size 182 need 102400 bytes of shared "
+                                                  "memory, a block on this GPU has 101376"),
+                       "%s", shoal_last_error());
+    cr_assert_not_null(strstr(shoal_last_error(), "cuDNN takes bf16, not fp32"));
+    cr_assert_eq(op_attention(rig.ops, heads_of(182, DTYPE_F32), NULL, NULL, NULL, NULL),
+                 SHOAL_ERR_UNAVAILABLE);
+    ops_describe_choices(rig.ops, keep_line, plans);
+    cr_assert_not_null(strstr(plans, "not fp32; too large for this GPU's shared memory"), "%s",
+                       plans);
+    cuda_rig_destroy(&rig);
+
+    imitate.refuse_graphs = true;
+    rig = cuda_rig_create(&(struct ops_cuda_options){0});
+    cr_assert_eq(op_attention_prepare(rig.ops, heads_of(192, DTYPE_BF16)), SHOAL_ERR_UNAVAILABLE);
+    cuda_rig_destroy(&rig);
+}
+
+/* What is told of shared memory is what launches take, and a little for the kernels' own arrays. */
+Test(cuda_faults, own_attention_takes_the_shared_memory_that_is_told, .timeout = 120)
+{
+    enum { OWN_ARRAYS = 16 << 10 };
+    static const int sizes[] = {2, 64, 128, 180, 256};
+    struct cuda_rig rig =
+        cuda_rig_create(&(struct ops_cuda_options){.attention = OPS_CUDA_ATTENTION_PLAIN});
+    struct gpu gpu = {0};
+    float *p = gpu_new(&gpu, DTYPE_F32, 40 * 4 * 256);
+
+    for (int i = 0; i < 10; i++) {
+        const struct attention_shape s = heads_of(sizes[i / 2], i % 2 ? DTYPE_BF16 : DTYPE_F32);
+        const size_t told = cuda_attention_plain_shared_bytes(s);
+
+        EXPECT_OK(op_attention_prepare(rig.ops, s));
+        emulate_shared_most = 0;
+        EXPECT_OK(op_attention(rig.ops, s, p, p, p, p));
+        EXPECT_OK(op_attention_backward(rig.ops, s, p, p, p, p, p, p));
+        cr_assert(emulate_shared_most > 0 && emulate_shared_most < told &&
+                      told < emulate_shared_most + OWN_ARRAYS,
+                  "D %d: told %zu, taken %zu", s.D, told, emulate_shared_most);
+    }
+    gpu_free_all(&gpu);
+    cuda_rig_destroy(&rig);
+}
+
+/* Products and attention, so that nothing is loaded in the first step. */
+Test(cuda_faults, warming_up_runs_what_was_prepared)
+{
+    const struct linear_shape s = {.rows = 8, .in = 8, .out = 8, .dtype = DTYPE_BF16};
+    size_t own = 1;
+
+    struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
+    EXPECT_OK(op_linear_prepare(rig.ops, s));
+    EXPECT_OK(op_attention_prepare(rig.ops, shape));
+    EXPECT_OK(op_attention_prepare(rig.ops, heads_of(32, DTYPE_F32)));
+    emulate_shared_most = 0;
+    const size_t before = emulate_allocated;
+    EXPECT_OK(ops_warm_up(rig.ops, &own));
+    cr_assert_gt(imitate.products, 0);
+    cr_assert_eq(imitate.graphs, 2, "%d passes of cuDNN", imitate.graphs);
+    cr_assert_gt(emulate_shared_most, 0);
+    cr_assert_eq(emulate_allocated, before);
     cuda_rig_destroy(&rig);
 }
 

@@ -10,8 +10,7 @@ static shoal_status plan_of(const struct cuda_ops *cuda, const struct attention_
         return fail(SHOAL_ERR_INTERNAL,
                     "attention B %lld T %lld H %d K %d D %d: its scratch was never asked for",
                     (long long)s->B, (long long)s->T, s->H, s->K, s->D);
-    if (plan->refused != SHOAL_OK)
-        return fail(plan->refused, "attention by cuDNN was asked for: %s", plan->why);
+    SHOAL_TRY(attention_plan_check(cuda->attention, plan));
     *plan_out = plan;
     return SHOAL_OK;
 }
@@ -83,6 +82,40 @@ shoal_status ops_cuda_attention_backward(struct ops *ops, struct attention_shape
         }
     }
     return SHOAL_OK;
+}
+
+/* All operands in one place: qkv is the largest of them. */
+static size_t operand_bytes(const struct attention_shape *s)
+{
+    return cuda_aligned((size_t)(s->B * s->T * (s->H + 2 * s->K) * s->D) * dtype_bytes(s->dtype));
+}
+
+size_t cuda_attention_run_bytes(const struct cuda_ops *cuda)
+{
+    const struct cuda_attention *a = cuda->attention;
+    size_t most = 0;
+
+    for (int i = 0; i < a->n_plans; i++) {
+        const struct attention_shape *s = &a->plans[i].s;
+        const size_t n = operand_bytes(s) + ops_cuda_attention_scratch_bytes(&cuda->base, *s);
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+shoal_status cuda_attention_run_all(struct cuda_ops *cuda, void *memory)
+{
+    const struct cuda_attention *a = cuda->attention;
+
+    for (int i = 0; i < a->n_plans; i++) {
+        const struct attention_shape s = a->plans[i].s;
+        void *scratch = (char *)memory + operand_bytes(&s);
+
+        SHOAL_TRY(ops_cuda_attention(&cuda->base, s, memory, memory, memory, scratch));
+        SHOAL_TRY(ops_cuda_attention_backward(&cuda->base, s, memory, memory, memory, memory,
+                                              memory, scratch));
+    }
+    return cuda_check(cudaStreamSynchronize(cuda->stream), "warm up attention");
 }
 
 shoal_status ops_cuda_attention_decode(struct ops *ops, struct attention_shape s, const void *qkv,

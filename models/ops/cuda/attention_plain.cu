@@ -48,6 +48,12 @@ shoal_status cuda_attention_plain(cudaStream_t stream, struct attention_shape s,
     return attention_simt(stream, &s, qkv, y, lse);
 }
 
+/* The backward in fp32 holds the most; tensor cores' arrays may be unaligned, too. */
+size_t cuda_attention_plain_shared_bytes(struct attention_shape s)
+{
+    return attention_simt_backward_shared_bytes(&s);
+}
+
 size_t cuda_attention_plain_backward_scratch_bytes(struct attention_shape s)
 {
     return (size_t)(s.B * s.H * s.T) * sizeof(float);

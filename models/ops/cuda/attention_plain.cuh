@@ -67,6 +67,7 @@ shoal_status attention_simt(cudaStream_t stream, const struct attention_shape *s
                             void *y, float *lse);
 shoal_status attention_simt_backward(cudaStream_t stream, const struct attention_shape *s,
                                      const struct attention_gradient *g);
+size_t attention_simt_backward_shared_bytes(const struct attention_shape *s); /* of a block */
 
 /* Tensor cores: bf16, head size 64 or 128, 16-byte aligned arrays. */
 shoal_status attention_tensor(cudaStream_t stream, const struct attention_shape *s, const void *qkv,

@@ -60,6 +60,7 @@ shoal_status cuda_attention_create(const struct cuda_ops *cuda,
     a->choice = cuda->options.attention;
     a->limit_bytes = cuda->options.attention_limit_bytes;
     a->capability = device_cuda_capability(cuda->device);
+    a->shared_bytes = device_cuda_shared_bytes(cuda->device);
     if (a->choice != OPS_CUDA_ATTENTION_PLAIN)
         status = library_init(a, cuda->stream);
     if (status != SHOAL_OK && a->choice == OPS_CUDA_ATTENTION_CUDNN) {
@@ -226,6 +227,37 @@ static struct attention_plan *require(struct cuda_attention *a, const struct att
     return &a->plans[a->n_plans++];
 }
 
+/* Own kernels run at least one pass. */
+static bool fits(const struct cuda_attention *a, const struct attention_plan *plan)
+{
+    return plan->backward != NULL || cuda_attention_plain_shared_bytes(plan->s) <= a->shared_bytes;
+}
+
+shoal_status attention_plan_check(const struct cuda_attention *a, const struct attention_plan *plan)
+{
+    if (plan->refused != SHOAL_OK)
+        return fail(plan->refused, "attention by cuDNN was asked for: %s", plan->why);
+    if (fits(a, plan))
+        return SHOAL_OK;
+    fail(SHOAL_ERR_UNAVAILABLE,
+         "attention: own kernels with head size %d need %zu bytes of shared memory, a block on "
+         "this GPU has %zu",
+         plan->s.D, cuda_attention_plain_shared_bytes(plan->s), a->shared_bytes);
+    fail_why(SHOAL_ERR_UNAVAILABLE, "%s", plan->why);
+    return fail_hint(SHOAL_ERR_UNAVAILABLE, "choose a smaller head size (model.hidden by "
+                                            "model.heads), or what cuDNN takes");
+}
+
+shoal_status ops_cuda_attention_prepare(struct ops *ops, struct attention_shape s)
+{
+    const struct cuda_attention *a = cuda_of(ops)->attention;
+    const struct attention_plan *plan = require(cuda_of(ops)->attention, &s);
+
+    if (plan == NULL)
+        return fail(SHOAL_ERR_NOMEM, "attention: no memory for a plan");
+    return attention_plan_check(a, plan);
+}
+
 static size_t forward_bytes(const struct attention_plan *plan)
 {
     return plan->forward == NULL ? 0 : cudnn_attention_scratch_bytes(plan->forward);
@@ -297,8 +329,9 @@ void cuda_attention_plan_describe(const struct cuda_attention *attention, int in
     describe_pass(plan->forward, forward, sizeof forward);
     describe_pass(plan->backward, backward, sizeof backward);
     snprintf(text, n_bytes,
-             "attention B %lld T %lld H %d K %d D %d %s: forward %s; backward %s in %d calls%s%s",
+             "attention B %lld T %lld H %d K %d D %d %s: forward %s; backward %s in %d calls%s%s%s",
              (long long)plan->s.B, (long long)plan->s.T, plan->s.H, plan->s.K, plan->s.D,
              dtype_name(plan->s.dtype), forward, backward, backward_calls(plan),
-             plan->why[0] == '\0' ? "" : "; ", plan->why);
+             plan->why[0] == '\0' ? "" : "; ", plan->why,
+             fits(attention, plan) ? "" : "; too large for this GPU's shared memory");
 }

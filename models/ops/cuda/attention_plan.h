@@ -20,6 +20,7 @@ struct cuda_attention {
     enum ops_cuda_attention choice;
     size_t limit_bytes;
     int capability;
+    size_t shared_bytes;  /* that a block may take */
     cudnnHandle_t handle; /* NULL: no cuDNN here */
     cudnnBackendDescriptor_t properties;
     struct attention_plan *plans;
@@ -30,3 +31,7 @@ struct cuda_attention {
 /* NULL: the shape's scratch was never asked for. */
 struct attention_plan *attention_plan_find(const struct cuda_attention *a,
                                            const struct attention_shape *s);
+
+/* Whether it can run here; the failure says why not. */
+shoal_status attention_plan_check(const struct cuda_attention *a,
+                                  const struct attention_plan *plan);

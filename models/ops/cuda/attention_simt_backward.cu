@@ -126,12 +126,23 @@ static __global__ void __launch_bounds__(SIMT_THREADS)
 
 /* ---- launchers ---- */
 
+/* Four tiles: of queries, keys, values and dy. */
+static size_t tiles_bytes(const struct attention_shape *s)
+{
+    return (size_t)(4 * TILE * (s->D + 1)) * sizeof(float);
+}
+
+size_t attention_simt_backward_shared_bytes(const struct attention_shape *s)
+{
+    return tiles_bytes(s) + sizeof(struct gradient_scores);
+}
+
 template <typename T, int COLUMNS>
 static shoal_status simt_backward(cudaStream_t stream, const struct attention_shape *s,
                                   const struct attention_gradient *g)
 {
     const unsigned tiles = (unsigned)ceil_div(s->T, TILE);
-    const size_t shared_bytes = (size_t)(4 * TILE * (s->D + 1)) * sizeof(float);
+    const size_t shared_bytes = tiles_bytes(s);
     const struct attention a = attention_of(s);
 
     SHOAL_TRY(launch("attention backward: keys", simt_keys_kernel<T, COLUMNS>,

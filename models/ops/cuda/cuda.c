@@ -64,6 +64,7 @@ static const struct ops_vtable cuda_table = {
     .norm_backward = ops_cuda_norm_backward,
     .rope_prepare = ops_cuda_rope_prepare,
     .rope = ops_cuda_rope,
+    .attention_prepare = ops_cuda_attention_prepare,
     .attention_scratch_bytes = ops_cuda_attention_scratch_bytes,
     .attention = ops_cuda_attention,
     .attention_backward = ops_cuda_attention_backward,

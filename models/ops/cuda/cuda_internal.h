@@ -101,10 +101,14 @@ shoal_status cuda_attention_create(const struct cuda_ops *cuda,
                                    struct cuda_attention **attention_out);
 void cuda_attention_destroy(struct cuda_attention *attention);
 void cuda_attention_describe(const struct cuda_attention *attention, char *text, size_t n_bytes);
+/* Run what was planned once, on this much memory of any content, so that its kernels are loaded. */
+size_t cuda_attention_run_bytes(const struct cuda_ops *cuda);
+shoal_status cuda_attention_run_all(struct cuda_ops *cuda, void *memory);
 int cuda_attention_plan_count(const struct cuda_attention *attention);
 void cuda_attention_plan_describe(const struct cuda_attention *attention, int index, char *text,
                                   size_t n_bytes);
 
+shoal_status ops_cuda_attention_prepare(struct ops *ops, struct attention_shape s);
 size_t ops_cuda_attention_scratch_bytes(const struct ops *ops, struct attention_shape s);
 shoal_status ops_cuda_attention(struct ops *ops, struct attention_shape s, const void *qkv, void *y,
                                 float *lse, void *scratch);

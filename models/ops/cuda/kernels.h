@@ -53,6 +53,9 @@ shoal_status cuda_rope(cudaStream_t stream, struct attention_shape s, const floa
 shoal_status cuda_attention_plain(cudaStream_t stream, struct attention_shape s, const void *qkv,
                                   void *y, float *lse);
 
+/* Shared memory that a block of either pass takes at most: whole heads of a tile of tokens. */
+size_t cuda_attention_plain_shared_bytes(struct attention_shape s);
+
 /* Deterministic: a block of keys owns its dK and dV, a block of queries its dQ. */
 size_t cuda_attention_plain_backward_scratch_bytes(struct attention_shape s);
 shoal_status cuda_attention_plain_backward(cudaStream_t stream, struct attention_shape s,

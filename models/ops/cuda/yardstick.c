@@ -100,13 +100,16 @@ shoal_status ops_cuda_library_linear_seconds(struct ops *ops, struct linear_shap
 }
 
 /*
- * Run every product once on zeros, all operands in one place, so that the library loads its kernels
- * before the first step.  Device memory that is too full for that is no error: the first step loads them.
+ * Run every product and attention once on zeros, all operands in one place, so that their kernels are
+ * loaded before the first step.  Device memory that is too full for that is no error: the first step
+ * loads them.
  */
 shoal_status ops_cuda_warm_up(struct ops *ops, size_t *own_bytes_out)
 {
     struct cuda_ops *cuda = cuda_of(ops);
-    const size_t n_bytes = cublas_largest_operand(cuda->cublas);
+    const size_t products = cublas_largest_operand(cuda->cublas);
+    const size_t attention = cuda_attention_run_bytes(cuda);
+    const size_t n_bytes = products > attention ? products : attention;
     size_t left = 0, total = 0;
     void *zeros = NULL;
 
@@ -117,6 +120,8 @@ shoal_status ops_cuda_warm_up(struct ops *ops, size_t *own_bytes_out)
         shoal_status status = cuda->device->ops->zero(cuda->device, zeros, n_bytes);
         if (status == SHOAL_OK)
             status = cublas_run_all(cuda->cublas, zeros);
+        if (status == SHOAL_OK)
+            status = cuda_attention_run_all(cuda, zeros);
         cuda->device->ops->free(cuda->device, zeros, n_bytes);
         SHOAL_TRY(status);
     }

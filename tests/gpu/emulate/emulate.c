@@ -3,6 +3,7 @@
 #include "runtime/base/status.h"
 
 #include <cuda_runtime_api.h>
+#include <malloc.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -45,6 +46,8 @@ static struct {
 
 struct emulate_index emulate_thread, emulate_block, emulate_block_size, emulate_grid;
 void *emulate_shared;
+size_t emulate_shared_most;
+size_t emulate_allocated;
 
 void emulate_expect(bool good, const char *message)
 {
@@ -244,6 +247,8 @@ void emulate_launch(const char *what, struct emulate_index grid, unsigned thread
     emulate_expect(threads > 0 && threads <= THREADS_MAX && threads % EMULATE_WARP == 0,
                    "bad number of threads");
     emulate_expect(shared_bytes <= SHARED_MAX, "too much shared memory");
+    if (shared_bytes > emulate_shared_most)
+        emulate_shared_most = shared_bytes;
     emulate_expect(n_bytes <= sizeof call.arg, "too many parameters");
     memcpy(call.arg, arg, n_bytes);
     emulate_issue(run_call, &call, sizeof call);
@@ -338,11 +343,15 @@ cudaError_t cudaMalloc(void **p, size_t n_bytes)
     /* The exact size, which aligned_alloc does not promise to take: sanitizers see the end. */
     const int error = posix_memalign(p, 256, n_bytes > 0 ? n_bytes : 1);
 
-    return error != 0 ? cudaErrorMemoryAllocation : cudaSuccess;
+    if (error != 0)
+        return cudaErrorMemoryAllocation;
+    emulate_allocated += malloc_usable_size(*p);
+    return cudaSuccess;
 }
 
 cudaError_t cudaFree(void *p)
 {
+    emulate_allocated -= malloc_usable_size(p);
     free(p);
     return cudaSuccess;
 }

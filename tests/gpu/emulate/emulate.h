@@ -30,6 +30,12 @@ struct emulate_index {
 extern struct emulate_index emulate_thread, emulate_block, emulate_block_size, emulate_grid;
 extern void *emulate_shared;
 
+/* The most dynamic shared memory that a launch took; to be set to 0 by who asks. */
+extern size_t emulate_shared_most;
+
+/* Bytes of cudaMalloc that are not freed. */
+extern size_t emulate_allocated;
+
 /* Run kernel(arg) in every thread of the grid; `what` names it in messages.  arg has n_bytes. */
 void emulate_launch(const char *what, struct emulate_index grid, unsigned threads,
                     size_t shared_bytes, void (*kernel)(const void *arg), const void *arg,

@@ -19,7 +19,8 @@ struct imitate {
     int refuse_epilogues; /* bits of cublasLtEpilogue_t with which cuBLASLt has no algorithm */
     bool refuse_product;  /* cuBLASLt has no algorithm at all */
     size_t cudnn_version; /* 0: that of the headers */
-    size_t free_bytes;    /* that the device says it has; 0: 1 GiB */
+    size_t shared_bytes;  /* that a block may take; 0: 227 KiB, as on 9.0 */
+    size_t total_bytes;   /* that the device says it has; 0: 1 GiB */
     int fail_attribute;   /* the n-th cudnnBackendSetAttribute from now fails; 0: none */
 
     /* What was done. */

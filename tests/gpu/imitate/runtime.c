@@ -20,6 +20,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int devic
     strcpy(properties->name, "imitation");
     properties->major = 9;
     properties->multiProcessorCount = 4;
+    properties->sharedMemPerBlockOptin =
+        imitate.shared_bytes > 0 ? imitate.shared_bytes : (size_t)227 << 10;
     properties->totalGlobalMem = (size_t)1 << 30;
     return cudaSuccess;
 }
@@ -41,7 +43,8 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
 
 cudaError_t cudaMemGetInfo(size_t *left, size_t *total)
 {
-    *left = *total = imitate.free_bytes > 0 ? imitate.free_bytes : (size_t)1 << 30;
+    *total = imitate.total_bytes > 0 ? imitate.total_bytes : (size_t)1 << 30;
+    *left = *total - emulate_allocated;
     return cudaSuccess;
 }
 

@@ -134,10 +134,8 @@ static shoal_status prepare(struct trainer *trainer)
     struct comm *comm = trainer->comm;
 
     SHOAL_TRY(setup_agree_config(comm, trainer->config));
-    shoal_status status = train_open_compute(trainer);
-    if (status == SHOAL_OK)
-        status = open_random_data(trainer);
-    SHOAL_TRY(comm_agree(comm, status));
+    SHOAL_TRY(train_open_compute(trainer));
+    SHOAL_TRY(comm_agree(comm, open_random_data(trainer)));
     SHOAL_TRY(train_device_connect(trainer));
     comm_use_pool(comm, trainer->pool);
     SHOAL_TRY(comm_agree(comm, train_build(trainer)));

@@ -29,7 +29,7 @@ shoal_status train_device_connect(struct trainer *trainer)
 {
     SHOAL_TRY(comm_use_device(trainer->comm, trainer->device));
     trainer->policy.transport = comm_transport(trainer->comm);
-    return SHOAL_OK;
+    return train_taken_note(trainer, TAKEN_BY_TRANSPORT);
 }
 
 #ifdef SHOAL_WITH_CUDA

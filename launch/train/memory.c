@@ -90,6 +90,7 @@ static shoal_status check_device_fits(struct trainer *trainer)
     fail(SHOAL_ERR_NOMEM,
          "memory: the plan needs %.2f GiB of the device for %zu rank(s), %.2f of %.2f GiB are free",
          (double)need / (1 << 30), sharing, (double)have / (1 << 30), (double)total / (1 << 30));
+    taken_explain(&trainer->taken, SHOAL_ERR_NOMEM);
     return fail_hint(SHOAL_ERR_NOMEM,
                      "try parallel.recompute=full, parallel.zero=3 or a smaller batch.micro");
 }
@@ -263,6 +264,8 @@ void train_memory_log_plan(const struct trainer *trainer)
     if (out == NULL)
         return;
     train_memory_print_table(trainer->build, comm_node_ranks(trainer->comm), out);
+    if (trainer->policy.separate)
+        taken_print(&trainer->taken, comm_transport_name(trainer->policy.transport), out);
     fclose(out);
     char *save = NULL;
     const char *label = "memory";

@@ -6,7 +6,9 @@
 
 /* `shoal plan`: the slots of the schedule, without a run. */
 
-static shoal_status print_json(const struct build *build, int ranks_per_host, FILE *out)
+/* `taken` NULL: no device was opened. */
+static shoal_status print_json(const struct build *build, const struct device_taken *taken,
+                               int ranks_per_host, FILE *out)
 {
     static const char *const spaces[SPACE_COUNT] = {[SPACE_PRIVATE] = "rank",
                                                     [SPACE_WINDOW] = "window",
@@ -34,6 +36,13 @@ static shoal_status print_json(const struct build *build, int ranks_per_host, FI
     json_object_set_new(root, "ranks_per_host", json_integer(ranks_per_host));
     json_object_set_new(root, "bytes_per_rank", json_integer((json_int_t)per_rank));
     json_object_set_new(root, "bytes_per_host", json_integer((json_int_t)on_host));
+    if (taken != NULL)
+        json_object_set_new(root, "device",
+                            json_pack("{sIsIsIsI}", "total", (json_int_t)taken->total,
+                                      "taken_before", (json_int_t)taken->bytes[TAKEN_BEFORE],
+                                      "driver_and_libraries",
+                                      (json_int_t)taken->bytes[TAKEN_BY_LIBRARIES], "left",
+                                      (json_int_t)taken->left));
     int failed = json_dumpf(root, out, JSON_INDENT(2));
     json_decref(root);
     fprintf(out, "\n");
@@ -44,6 +53,23 @@ static void print_choice(void *arg, enum op_class op_class, const char *line)
 {
     if (op_class == OP_CLASS_ATTENTION)
         fprintf(arg, "%s\n", line);
+}
+
+/* What the table does not hold.  `taken` NULL: no device was opened. */
+static void print_rest(const struct policy *policy, const struct device_taken *taken, FILE *out)
+{
+    fprintf(out, "Not in the table: the process itself and its libraries, measured when a run "
+                 "starts.\n");
+    if (!policy->separate)
+        return;
+    if (taken == NULL) {
+        fprintf(out, "Nor what driver, libraries and transport take of the device: there is no GPU "
+                     "here.  Scratch is that of the CPU's kernels.\n");
+        return;
+    }
+    fprintf(out, "Nor the device's, so far without the transport and kernels that load at their "
+                 "first use:\n");
+    taken_print(taken, NULL, out);
 }
 
 shoal_status train_plan(const struct config *config, int ranks, int ranks_per_host, bool json,
@@ -58,6 +84,7 @@ shoal_status train_plan(const struct config *config, int ranks, int ranks_per_ho
     struct optim_setup *optim = NULL;
     struct lr_params lr;
     struct device *device = NULL;
+    struct device_taken taken = {0};
     bool cuda = train_device_is_cuda(config), here = strcmp(device_auto_name(), "cuda") == 0;
     shoal_status status = SHOAL_OK;
 
@@ -73,12 +100,16 @@ shoal_status train_plan(const struct config *config, int ranks, int ranks_per_ho
                                    : setup_threads(config, NULL) / ranks_per_host,
                                -1, &pool),
                    end);
-    if (cuda && here)
+    if (cuda && here) {
         SHOAL_TRY_GOTO(device_open("cuda", 0, &device), end);
+        SHOAL_TRY_GOTO(taken_note(device, TAKEN_BEFORE, &taken), end);
+    }
     SHOAL_TRY_GOTO(train_device_ops(config, device, pool, &ops), end);
     SHOAL_TRY_GOTO(build_create(&policy, model, ops, optim, &build), end);
+    if (device != NULL)
+        SHOAL_TRY_GOTO(taken_note(device, TAKEN_BY_LIBRARIES, &taken), end);
     if (json) {
-        status = print_json(build, ranks_per_host, out);
+        status = print_json(build, device != NULL ? &taken : NULL, ranks_per_host, out);
         goto end;
     }
     fprintf(out,
@@ -89,12 +120,8 @@ shoal_status train_plan(const struct config *config, int ranks, int ranks_per_ho
     fprintf(out, "optimizer state: %.3f bytes per parameter, %s master weights\n\n",
             optim_state_bytes_per_parameter(optim), optim->master->name);
     train_memory_print_table(build, ranks_per_host, out);
-    fprintf(
-        out,
-        "Not in the table: the process itself and its libraries, measured when a run starts.\n");
+    print_rest(&policy, device != NULL ? &taken : NULL, out);
     ops_describe_choices(ops, print_choice, out);
-    if (cuda && !here)
-        fprintf(out, "There is no GPU here: scratch is that of the CPU's kernels.\n");
 
 end:
     build_destroy(build);

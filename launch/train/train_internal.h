@@ -179,6 +179,20 @@ size_t build_shard_elements(const struct build *build, int unit);
 
 struct trainer;
 
+/* Who took memory of the device before the plan's is asked for. */
+enum taken_by {
+    TAKEN_BEFORE, /* the driver and contexts, this process' too, and all else on the device */
+    TAKEN_BY_LIBRARIES,
+    TAKEN_BY_TRANSPORT,
+    TAKEN_COUNT
+};
+
+/* Measured as the device's free memory. */
+struct device_taken {
+    int64_t bytes[TAKEN_COUNT]; /* below 0 where another process gave more back */
+    size_t left, total;         /* at the last measurement */
+};
+
 /* A piece of weights that rest in another form than fp32, or of their average. */
 struct weights_view {
     const struct trainer *trainer;
@@ -214,6 +228,7 @@ struct trainer {
     struct state_pieces pieces; /* what this rank saves */
     void *memory;               /* SPACE_PRIVATE */
     void *host_memory;          /* SPACE_HOST */
+    struct device_taken taken;  /* of a device with memory of its own */
     size_t device_base;         /* free bytes of the device before the plan's memory was taken */
     uint64_t library_bytes;     /* what the libraries take for a moment in a matmul */
     uint64_t peak_bytes;        /* most of the process' own pages after a step or a save */
@@ -229,7 +244,10 @@ struct trainer {
     char *config_yaml, *model_json;
 };
 
-/* trainer.c: a run's parts, in the order of opening; train_close undoes all of them. */
+/*
+ * trainer.c: a run's parts, in the order of opening; train_close undoes all of them.  The first two
+ * are Collective.
+ */
 shoal_status train_open(const struct config *config, struct trainer **trainer_out);
 shoal_status train_open_compute(struct trainer *trainer);
 shoal_status train_build(struct trainer *trainer);
@@ -267,6 +285,17 @@ bool train_device_is_cuda(const struct config *config);
 void train_device_begin(struct trainer *trainer);
 shoal_status train_device_end(struct trainer *trainer, shoal_status status);
 shoal_status train_device_sync(struct trainer *trainer);
+
+/*
+ * taken.c.  What the device lost since the last note, or was without at the first, becomes `who`'s.
+ * The second measures a run's device, if it has memory of its own, while no rank takes any: Collective.
+ */
+shoal_status taken_note(struct device *device, enum taken_by who, struct device_taken *taken);
+shoal_status train_taken_note(struct trainer *trainer, enum taken_by who);
+/* The rows; `transport` NULL: none was opened. */
+void taken_print(const struct device_taken *taken, const char *transport, FILE *out);
+/* The same as the reason of the thread's last failure. */
+void taken_explain(const struct device_taken *taken, shoal_status status);
 
 /* memory.c: the plan's memory, its table and the comparison at the end. */
 shoal_status train_memory_warm_up(struct trainer *trainer);

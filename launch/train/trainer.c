@@ -69,17 +69,22 @@ static void make_uuid(char out[40])
              0x8000u | (bits[2] & 0x3fff), bits[3], bits[2] >> 16);
 }
 
-/* Model, threads and ops: what one rank can open without the others and without data. */
-shoal_status train_open_compute(struct trainer *trainer)
+static shoal_status open_device(struct trainer *trainer)
+{
+    const struct config *config = trainer->config;
+
+    SHOAL_TRY(setup_model_config(config, &trainer->model_config));
+    SHOAL_TRY(setup_policy(config, &trainer->model_config, comm_size(trainer->comm),
+                           comm_rank(trainer->comm), &trainer->policy));
+    return train_device_open(trainer);
+}
+
+static shoal_status open_ops(struct trainer *trainer)
 {
     const struct config *config = trainer->config;
     int threads = setup_threads(config, trainer->comm);
     int first_cpu = config->run.bind ? threads * comm_node_rank(trainer->comm) : -1;
 
-    SHOAL_TRY(setup_model_config(config, &trainer->model_config));
-    SHOAL_TRY(setup_policy(config, &trainer->model_config, comm_size(trainer->comm),
-                           comm_rank(trainer->comm), &trainer->policy));
-    SHOAL_TRY(train_device_open(trainer));
     SHOAL_TRY(model_create(&trainer->model_config, &trainer->model));
     SHOAL_TRY(setup_optimizer(config, model_layout(trainer->model), &trainer->optim, &trainer->lr));
     SHOAL_TRY(pool_create(threads, first_cpu, &trainer->pool));
@@ -90,6 +95,15 @@ shoal_status train_open_compute(struct trainer *trainer)
         SHOAL_TRY(model_prepare_decode(trainer->model, trainer->ops, trainer->policy.sample_tokens,
                                        trainer->policy.compute));
     return train_memory_warm_up(trainer);
+}
+
+/* Model, device, threads and ops: what needs no data. */
+shoal_status train_open_compute(struct trainer *trainer)
+{
+    SHOAL_TRY(comm_agree(trainer->comm, open_device(trainer)));
+    SHOAL_TRY(train_taken_note(trainer, TAKEN_BEFORE));
+    SHOAL_TRY(comm_agree(trainer->comm, open_ops(trainer)));
+    return train_taken_note(trainer, TAKEN_BY_LIBRARIES);
 }
 
 /* Where this rank's timeline goes; false: nowhere. */
@@ -121,7 +135,6 @@ static shoal_status open_parts(struct trainer *trainer)
 {
     const struct config *config = trainer->config;
 
-    SHOAL_TRY(train_open_compute(trainer));
     SHOAL_TRY(model_config_to_json(&trainer->model_config, &trainer->model_json));
     SHOAL_TRY(config_to_yaml(config, &trainer->config_yaml));
     SHOAL_TRY(setup_data(config, &trainer->model_config, &trainer->data));
@@ -171,6 +184,7 @@ static shoal_status prepare(struct trainer *trainer)
 
     comm_note(comm, 0, "starting");
     SHOAL_TRY(setup_agree_config(comm, trainer->config));
+    SHOAL_TRY(train_open_compute(trainer));
     SHOAL_TRY(comm_agree(comm, open_parts(trainer)));
     SHOAL_TRY(train_device_connect(trainer));
     comm_use_pool(comm, trainer->pool);

@@ -176,6 +176,35 @@ static int one_step(const char *program, const char *device, const char *word)
     return run(program, "one-step", device, words);
 }
 
+/* MiB in the row of what `who` took of the device. */
+static double taken_by(const char *who)
+{
+    const char *row = strstr(rig_log(), who);
+
+    cr_assert_not_null(row, "no \"%s\" in\n%s", who, rig_log());
+    return strtod(row + strlen(who), NULL);
+}
+
+/* Of the imitated libraries that is the workspace of products; `plan` sees it, too. */
+Test(imitated_train, tells_what_libraries_take_of_the_device)
+{
+    enum { WORKSPACE_MIB = 32, DEVICE_MIB = 1024 };
+    char config[96];
+    const char *const plan[] = {"plan", config, "run.device=cuda", NULL};
+
+    cr_assert_eq(one_step(imitated, "run.device=cuda", "steps=1"), 0, "%s", rig_log());
+    const double by_run = taken_by("driver and libraries");
+    cr_assert_float_eq(by_run, WORKSPACE_MIB, 0.1, "%s", rig_log());
+    cr_assert_float_eq(taken_by("left "), DEVICE_MIB - by_run, 0.015, "%s", rig_log());
+    snprintf(config, sizeof config, "%s/tiny.yaml", directory);
+    cr_assert_eq(rig_shoal(plan), 0, "%s", rig_log());
+    cr_assert_float_eq(taken_by("driver and libraries"), WORKSPACE_MIB, 0.1, "%s", rig_log());
+    cr_assert_null(strstr(rig_log(), "no GPU here"), "%s", rig_log());
+    rig_use(host);
+    cr_assert_eq(rig_shoal(plan), 0, "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "no GPU here"), "%s", rig_log());
+}
+
 static void expect_said(const char *word, const char *said)
 {
     cr_assert_eq(one_step(imitated, "run.device=cuda", word), 0, "%s", rig_log());
@@ -191,6 +220,11 @@ Test(imitated_train, says_what_attention_runs_on)
                 "forward cuDNN engine "); /* sizes that no power of two divides */
     expect_said("precision.tf32=true", "(tf32), attention");
     expect_said("run.epilogue=full", "(full epilogues), attention");
+    cr_assert_eq(
+        run(imitated, "fp32", "run.device=cuda", (const char *[]){"run.attention=cudnn", NULL}), 69,
+        "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "cuDNN takes bf16, not fp32"), "%s", rig_log());
+    cr_assert_null(strstr(rig_log(), "saving to"), "it began:\n%s", rig_log());
     cr_assert_eq(one_step(host, "run.device=cpu", "run.attention=cudnn"), 69, "%s", rig_log());
     cr_assert_not_null(strstr(rig_log(), "run.attention: cudnn, but this run computes on the CPU"),
                        "%s", rig_log());

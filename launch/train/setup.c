@@ -170,6 +170,18 @@ static enum recompute recompute_of(const struct config *config)
     return recompute;
 }
 
+/* Recomputation must not change a bit. */
+static shoal_status check_epilogue(const struct config *config)
+{
+    if (strcmp(config->run.epilogue, "full") != 0 || recompute_of(config) == RECOMPUTE_NONE)
+        return SHOAL_OK;
+    fail(SHOAL_ERR_CONFIG,
+         "run.epilogue: full makes GELU of sums that are gone when parallel.recompute: %s makes it "
+         "again",
+         config->parallel.recompute);
+    return fail_hint(SHOAL_ERR_CONFIG, "set parallel.recompute to none, or run.epilogue to bias");
+}
+
 shoal_status setup_policy(const struct config *config, const struct model_config *model,
                           int n_ranks, int rank, struct policy *out)
 {
@@ -186,6 +198,7 @@ shoal_status setup_policy(const struct config *config, const struct model_config
         .sample_tokens = longest_sample(config, model),
         .grad_clip = config->optimizer.grad_clip,
     };
+    SHOAL_TRY(check_epilogue(config));
     SHOAL_TRY(batch_arithmetic(config, n_ranks, out));
     out->shards_states = out->stage >= 1 && n_ranks > 1;
     out->shards_params = out->stage == 3 && n_ranks > 1;

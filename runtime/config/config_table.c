@@ -72,9 +72,11 @@ static const struct config_key keys[] = {
      .fallback = "bias",
      .choices = "bias|full",
      .also = "fused_mlp fused_gelu gelu_fusion bias_gelu_fusion",
-     .help = "What bf16 products on cuda make in one pass: bias: they add it; full: GELU, its "
-             "gradient and bias gradients too. Changes bits slightly (GELU of sums not yet "
-             "rounded); not yet measured, hence not the default. The cpu ignores it."},
+     .help =
+         "What bf16 products on cuda make in one pass: bias: they add it; full: GELU, its "
+         "gradient and bias gradients too, with parallel.recompute: none. Changes bits slightly "
+         "(GELU of sums not yet rounded); not yet measured, hence not the default. The cpu "
+         "ignores it."},
 
     {.path = "model.preset",
      .type = CONFIG_STRING,

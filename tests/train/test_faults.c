@@ -121,6 +121,11 @@ Test(faults, heads_that_attention_cannot_compute)
     expect(1, large, 78, "model.head_size");
 }
 
+Test(faults, an_epilogue_that_recomputation_cannot_repeat)
+{
+    expect(1, (const char *[]){"run.epilogue=full", NULL}, 78, "parallel.recompute: selective");
+}
+
 Test(faults, steps_of_more_tokens_than_can_be_summed)
 {
     expect(1, (const char *[]){"batch.global_tokens=9007199254740992", NULL}, 78, "tokens a step");

@@ -98,7 +98,8 @@ Test(imitated_train, is_that_of_the_host_with_full_epilogues)
 
     for (int p = 0; p < 2; p++)
         check((const char *[]){"model.norm=layernorm", "model.position=learned", "model.mlp=gelu",
-                               "model.tied=true", "run.epilogue=full", precisions[p], NULL},
+                               "model.tied=true", "run.epilogue=full", "parallel.recompute=none",
+                               precisions[p], NULL},
               p == 0 ? 3e-3 : 1e-4);
 }
 
@@ -168,6 +169,7 @@ static int one_step(const char *program, const char *device, const char *word)
                                  "model.heads=2",
                                  "model.kv_heads=2",
                                  "precision.compute=bf16",
+                                 "parallel.recompute=none",
                                  "steps=1",
                                  "checkpoint.resume=never",
                                  word,

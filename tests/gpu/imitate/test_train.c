@@ -97,8 +97,7 @@ Test(imitated_train, is_that_of_the_host_with_full_epilogues)
     static const char *const precisions[] = {"precision.compute=bf16", "precision.compute=fp32"};
 
     for (int p = 0; p < 2; p++)
-        check((const char *[]){"model.norm=layernorm", "model.position=learned", "model.mlp=gelu",
-                               "model.tied=true", "run.epilogue=full", "parallel.recompute=none",
+        check((const char *[]){"model.preset=gpt2", "run.epilogue=full", "parallel.recompute=none",
                                precisions[p], NULL},
               p == 0 ? 3e-3 : 1e-4);
 }

@@ -1,17 +1,19 @@
 /*
- * Every launcher of models/ops/cuda/kernels.h once per type and shape, on arrays without a byte to
- * spare: a plain program for compute-sanitizer, which stops Criterion's processes.  Results are
- * not looked at; the gpu_kernels test does that.  Exits 0, 1, or 77 where there is no CUDA device.
+ * Every launcher of models/ops/cuda/kernels.h once per type and shape, and those of optim/cuda/, on
+ * arrays without a byte to spare: a plain program for compute-sanitizer, which stops Criterion's
+ * processes.  Results are not looked at; the tests gpu_kernels and gpu_optim do that.  Exits 0, 1,
+ * or 77 where there is no CUDA device.
  *
  *     compute-sanitizer --tool memcheck --error-exitcode 9 sanitize_kernels
  */
 #include "models/ops/cuda/kernels.h"
+#include "tests/gpu/sanitize.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { ARRAYS_MAX = 16 };
+enum { ARRAYS_MAX = 24 };
 
 static void *arrays[ARRAYS_MAX];
 static int n_arrays;
@@ -24,7 +26,7 @@ static void expect_cuda(cudaError_t error, const char *what)
     exit(1);
 }
 
-static void expect(shoal_status status, const char *what)
+void expect(shoal_status status, const char *what)
 {
     if (status == SHOAL_OK)
         return;
@@ -44,8 +46,7 @@ static void *put(const void *content, size_t n_bytes)
     return p;
 }
 
-/* n numbers of about 1, or scratch; 0x3f3f is such a number in bf16 and in fp32. */
-static void *array(enum dtype dtype, int64_t n)
+void *array(enum dtype dtype, int64_t n)
 {
     size_t n_bytes = (size_t)n * dtype_bytes(dtype);
     void *content = malloc(n_bytes + 1);
@@ -58,7 +59,7 @@ static void *array(enum dtype dtype, int64_t n)
     return p;
 }
 
-static void *scratch(size_t n_bytes)
+void *scratch(size_t n_bytes)
 {
     return array(DTYPE_U8, (int64_t)n_bytes);
 }
@@ -76,8 +77,7 @@ static int32_t *ids(int64_t n, int32_t below)
     return p;
 }
 
-/* Wait for what was launched, then free all arrays. */
-static void done(const char *what)
+void done(const char *what)
 {
     expect_cuda(cudaDeviceSynchronize(), what);
     for (; n_arrays > 0; n_arrays--)
@@ -205,6 +205,7 @@ int main(void)
         elementwise(11, 77, dtype);
         elementwise(300, 128, dtype);
     }
+    sanitize_optim();
     puts("every kernel ran");
     return 0;
 }

@@ -49,13 +49,13 @@ static struct optim_scalars adafactor_scalars(const struct optim_hyper *hyper, i
     return scalars;
 }
 
-static void adafactor_finish(const struct optim_stats *stats, const struct optim_stats_step *step,
-                             int pass, int64_t *limbs, float *const *vectors)
+static void adafactor_finish(const struct optim_finish *finish, int stage, int64_t begin,
+                             int64_t end)
 {
-    if (pass == 0)
-        factored_finish_squares(stats, step, limbs, vectors);
+    if (finish->pass == 0)
+        factored_finish_squares(finish, stage, begin, end);
     else
-        factored_finish_update(stats, step, limbs, vectors);
+        factored_finish_update(finish);
 }
 
 static const struct optim_stats_rule adafactor_stats = {
@@ -66,6 +66,7 @@ static const struct optim_stats_rule adafactor_stats = {
         },
     .kernels = {&optim_adafactor_scalar, &optim_adafactor_avx2, &optim_adafactor_avx512},
     .init = factored_init,
+    .finish_items = factored_finish_items,
     .finish = adafactor_finish,
 };
 

@@ -42,10 +42,11 @@ static float bits_to_float(int64_t limb)
     return x;
 }
 
-static void finish_elements(const struct optim_stats *stats, const struct optim_scalars *scalars,
-                            const int64_t *limbs, float *restrict avg_sq, float *restrict denom)
+static void finish_elements(const struct optim_scalars *scalars, const int64_t *limbs,
+                            int64_t begin, int64_t end, float *restrict avg_sq,
+                            float *restrict denom)
 {
-    for (int64_t i = 0; i < stats->n_elements; i++) {
+    for (int64_t i = begin; i < end; i++) {
         const float v = avg_sq[i] * scalars->f[SCALAR_BETA2] + bits_to_float(limbs[i]);
 
         avg_sq[i] = isnan(v) ? bits_to_float(0x7fc00000) : v;
@@ -53,34 +54,40 @@ static void finish_elements(const struct optim_stats *stats, const struct optim_
     }
 }
 
-static void adam_mini_finish(const struct optim_stats *stats, const struct optim_stats_step *step,
-                             int pass, int64_t *limbs, float *const *vectors)
+static int64_t adam_mini_finish_items(const struct optim_stats *stats, int pass, int stage)
 {
-    const struct optim_scalars *scalars = &step->scalars;
-    float *avg_sq = vectors[MINI_AVG_SQ];
-    float *denom = vectors[MINI_DENOMINATOR];
-
     (void)pass;
+    return stage == FINISH_MEANS ? stats->vector_elements[MINI_AVG_SQ] : 0;
+}
+
+static void adam_mini_finish(const struct optim_finish *finish, int stage, int64_t begin,
+                             int64_t end)
+{
+    const struct optim_stats *stats = finish->stats;
+    const struct optim_scalars *scalars = &finish->step->scalars;
+    const struct optim_part *part = stats->parts;
+    float *avg_sq = finish->vectors[MINI_AVG_SQ];
+    float *denom = finish->vectors[MINI_DENOMINATOR];
+
+    (void)stage;
     if (stats->cols == 0) {
-        finish_elements(stats, scalars, limbs, avg_sq, denom);
+        finish_elements(scalars, finish->limbs, begin, end, avg_sq, denom);
         return;
     }
 
-    const double scale = stats_grad_scale(step);
+    const double scale = stats_grad_scale(finish->step);
     const int64_t n_blocks = stats->vector_elements[MINI_AVG_SQ];
 
-    for (int p = 0; p < stats->n_parts; p++) {
-        const struct optim_part *part = &stats->parts[p];
-        const int64_t end = part->first_block + (part->end - part->begin) / part->block_elements;
+    for (int64_t b = begin; b < end; b++) {
+        while (part < &stats->parts[stats->n_parts - 1] && b >= part[1].first_block)
+            part++;
 
-        for (int64_t b = part->first_block; b < end; b++) {
-            const double sum = stats_sum(limbs + b, n_blocks, scale);
-            const float mean = stats_mean(sum, part->block_elements, 0.0);
+        const double sum = stats_sum(finish->limbs + b, n_blocks, scale);
+        const float mean = stats_mean(sum, part->block_elements, 0.0);
 
-            avg_sq[b] = stats_average(avg_sq[b], scalars->f[SCALAR_BETA2], mean,
-                                      scalars->f[SCALAR_ONE_MINUS_BETA2]);
-            denom[b] = sqrtf(avg_sq[b]) * scalars->f[SCALAR_RSQRT_B2] + scalars->f[SCALAR_EPS];
-        }
+        avg_sq[b] = stats_average(avg_sq[b], scalars->f[SCALAR_BETA2], mean,
+                                  scalars->f[SCALAR_ONE_MINUS_BETA2]);
+        denom[b] = sqrtf(avg_sq[b]) * scalars->f[SCALAR_RSQRT_B2] + scalars->f[SCALAR_EPS];
     }
 }
 
@@ -93,6 +100,7 @@ static const struct optim_stats_rule adam_mini_stats = {
         },
     .kernels = {&optim_adam_mini_scalar, &optim_adam_mini_avx2, &optim_adam_mini_avx512},
     .init = adam_mini_init,
+    .finish_items = adam_mini_finish_items,
     .finish = adam_mini_finish,
 };
 

@@ -252,7 +252,7 @@ shoal_status shoal_optim_step(struct shoal_optim *optim, const struct shoal_opti
         if (!optim_pass_is_used(optim->setup, pass))
             continue;
         tiles_sum(&work, pass, 0, optim->setup->n_limbs, update.scratch);
-        tiles_sum_finish(&work, TENSOR, pass, update.scratch);
+        tiles_sum_finish(&work, TENSOR, 1, pass, update.scratch);
     }
     tiles_update(&work);
     return SHOAL_OK;

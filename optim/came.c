@@ -79,15 +79,12 @@ static float instability_bits(const int64_t *limbs, float clip)
     return (float)(exponent - 1);
 }
 
-static void fill(float *x, int64_t n, float value)
+static void finish_instability(const struct optim_finish *finish, int stage, int64_t begin,
+                               int64_t end)
 {
-    for (int64_t i = 0; i < n; i++)
-        x[i] = value;
-}
-
-static void finish_instability(const struct optim_stats *stats, const float *scalars,
-                               int64_t *limbs, float *const *vectors)
-{
+    const int64_t rows = finish->stats->rows;
+    const float *scalars = finish->step->scalars.f;
+    float *const *vectors = finish->vectors;
     const float bits = vectors[FACTORED_STEP][STEP_RESIDUAL_BITS];
     const struct factored_side side = {
         .row = vectors[CAME_ROW],
@@ -100,28 +97,24 @@ static void finish_instability(const struct optim_stats *stats, const float *sca
         .share = scalars[CAME_ONE_MINUS_BETA3],
     };
 
-    if (isnan(bits)) {
-        fill(side.row, stats->rows, NAN);
-        fill(side.col, stats->cols, NAN);
-    }
-    factored_average(stats, &side, limbs);
+    for (int64_t i = begin; isnan(bits) && stage == FINISH_MEANS && i < end; i++)
+        *(i < rows ? &side.row[i] : &side.col[i - rows]) = NAN;
+    factored_average(finish, &side, stage, begin, end);
 }
 
-static void came_finish(const struct optim_stats *stats, const struct optim_stats_step *step,
-                        int pass, int64_t *limbs, float *const *vectors)
+static void came_finish(const struct optim_finish *finish, int stage, int64_t begin, int64_t end)
 {
-    const float *scalars = step->scalars.f;
-    float *values = vectors[FACTORED_STEP];
+    float *values = finish->vectors[FACTORED_STEP];
 
-    if (pass == PASS_SQUARES) {
-        factored_finish_squares(stats, step, limbs, vectors);
-    } else if (pass == PASS_UPDATE) {
-        factored_finish_update(stats, step, limbs, vectors);
-        values[STEP_SIZE] = scalars[FACTORED_LR];
-        if (stats->cols > 0)
-            values[STEP_RESIDUAL_BITS] = instability_bits(limbs, values[STEP_CLIP]);
-    } else if (stats->cols > 0) {
-        finish_instability(stats, scalars, limbs, vectors);
+    if (finish->pass == PASS_SQUARES) {
+        factored_finish_squares(finish, stage, begin, end);
+    } else if (finish->pass == PASS_UPDATE) {
+        factored_finish_update(finish);
+        values[STEP_SIZE] = finish->step->scalars.f[FACTORED_LR];
+        if (finish->stats->cols > 0)
+            values[STEP_RESIDUAL_BITS] = instability_bits(finish->limbs, values[STEP_CLIP]);
+    } else {
+        finish_instability(finish, stage, begin, end);
     }
 }
 
@@ -137,6 +130,7 @@ static const struct optim_stats_rule came_stats = {
         },
     .kernels = {&optim_came_scalar, &optim_came_avx2, &optim_came_avx512},
     .init = came_init,
+    .finish_items = factored_finish_items,
     .finish = came_finish,
 };
 

@@ -42,40 +42,67 @@ shoal_status factored_init(const struct optim_hyper *hyper, const struct tensor 
     return SHOAL_OK;
 }
 
-static void average_side(const struct factored_side *side, int64_t count, int64_t terms,
-                         float *restrict average, int64_t *limbs)
+static float average_of(const struct factored_side *side, float average, int64_t *limbs,
+                        int64_t count, int64_t terms)
 {
-    for (int64_t i = 0; i < count; i++) {
-        const double sum = stats_sum(limbs + i, count, side->scale);
-        const float mean = stats_mean(sum, terms, side->eps);
+    const double sum = stats_sum(limbs, count, side->scale);
+    const float mean = stats_mean(sum, terms, side->eps);
 
-        average[i] = stats_average(average[i], side->kept, mean, side->share);
+    return stats_average(average, side->kept, mean, side->share);
+}
+
+/* Items [begin, end): rows, and then columns. */
+static void average_means(const struct optim_finish *finish, const struct factored_side *side,
+                          int64_t begin, int64_t end)
+{
+    const int64_t rows = finish->stats->rows, cols = finish->stats->cols;
+    int64_t *limbs = finish->limbs, *col_limbs = limbs + LIMBS * rows;
+
+    for (int64_t i = begin; i < end && i < rows; i++)
+        side->row[i] = average_of(side, side->row[i], limbs + i, rows, cols);
+    for (int64_t c = begin > rows ? begin - rows : 0; c < end - rows; c++) {
+        side->col[c] = average_of(side, side->col[c], col_limbs + c, cols, rows);
+        side->col_factor[c] = (float)(1.0 / sqrt((double)side->col[c]));
     }
 }
 
-void factored_average(const struct optim_stats *stats, const struct factored_side *side,
-                      int64_t *limbs)
+/* The mean of rows, in their order, waits where the first one's limb was. */
+void factored_average(const struct optim_finish *finish, const struct factored_side *side,
+                      int stage, int64_t begin, int64_t end)
 {
-    const int64_t rows = stats->rows;
-    const int64_t cols = stats->cols;
-    double sum = 0.0;
+    const int64_t rows = finish->stats->rows;
+    double mean = 0.0;
 
-    average_side(side, rows, cols, side->row, limbs);
-    average_side(side, cols, rows, side->col, limbs + LIMBS * rows);
+    if (stage == FINISH_MEANS) {
+        average_means(finish, side, begin, end);
+    } else if (stage == FINISH_WHOLE) {
+        for (int64_t i = 0; i < rows; i++)
+            mean += (double)side->row[i];
+        mean /= (double)rows;
+        memcpy(finish->limbs, &mean, sizeof mean);
+    } else {
+        memcpy(&mean, finish->limbs, sizeof mean);
+        for (int64_t i = begin; i < end; i++)
+            side->row_factor[i] = (float)sqrt(mean / (double)side->row[i]);
+    }
+}
 
-    for (int64_t i = 0; i < rows; i++)
-        sum += (double)side->row[i];
-    for (int64_t i = 0; i < rows; i++)
-        side->row_factor[i] = (float)sqrt(sum / (double)rows / (double)side->row[i]);
-    for (int64_t i = 0; i < cols; i++)
-        side->col_factor[i] = (float)(1.0 / sqrt((double)side->col[i]));
+int64_t factored_finish_items(const struct optim_stats *stats, int pass, int stage)
+{
+    if (stage == FINISH_WHOLE)
+        return 1;
+    if (pass == 1)
+        return 0;
+    if (stage == FINISH_ROWS)
+        return stats->rows;
+    return stats->cols == 0 ? stats->n_elements : stats->rows + stats->cols;
 }
 
 /* Limbs hold the bits of g * g, see adam_mini.c. */
-static void average_elements(const struct optim_stats *stats, const struct optim_scalars *scalars,
-                             const int64_t *limbs, float *restrict average)
+static void average_elements(const struct optim_scalars *scalars, const int64_t *limbs,
+                             int64_t begin, int64_t end, float *restrict average)
 {
-    for (int64_t i = 0; i < stats->n_elements; i++) {
+    for (int64_t i = begin; i < end; i++) {
         const uint32_t bits = (uint32_t)limbs[i];
         float square;
 
@@ -97,36 +124,38 @@ static float param_scale(const struct optim_stats *stats, const int64_t *limbs)
     return (float)(rms < EPS2 ? EPS2 : rms);
 }
 
-void factored_finish_squares(const struct optim_stats *stats, const struct optim_stats_step *step,
-                             int64_t *limbs, float *const *vectors)
+void factored_finish_squares(const struct optim_finish *finish, int stage, int64_t begin,
+                             int64_t end)
 {
-    const struct optim_scalars *scalars = &step->scalars;
+    const struct optim_stats *stats = finish->stats;
+    const struct optim_scalars *scalars = &finish->step->scalars;
+    float *const *vectors = finish->vectors;
     const struct factored_side side = {
         .row = vectors[FACTORED_ROW],
         .col = vectors[FACTORED_COL],
         .row_factor = vectors[FACTORED_ROW_FACTOR],
         .col_factor = vectors[FACTORED_COL_FACTOR],
         .eps = EPS1,
-        .scale = stats_grad_scale(step),
+        .scale = stats_grad_scale(finish->step),
         .kept = scalars->f[SCALAR_BETA2],
         .share = scalars->f[SCALAR_ONE_MINUS_BETA2],
     };
 
-    vectors[FACTORED_STEP][STEP_PARAM_SCALE] =
-        param_scale(stats, limbs + stats->n_limbs[0] - EXACT_LIMBS);
-    if (stats->cols == 0)
-        average_elements(stats, scalars, limbs, vectors[FACTORED_ELEMENT]);
-    else
-        factored_average(stats, &side, limbs);
+    if (stage == FINISH_WHOLE)
+        vectors[FACTORED_STEP][STEP_PARAM_SCALE] =
+            param_scale(stats, finish->limbs + stats->n_limbs[0] - EXACT_LIMBS);
+    if (stats->cols > 0)
+        factored_average(finish, &side, stage, begin, end);
+    else if (stage == FINISH_MEANS)
+        average_elements(scalars, finish->limbs, begin, end, vectors[FACTORED_ELEMENT]);
 }
 
-void factored_finish_update(const struct optim_stats *stats, const struct optim_stats_step *step,
-                            const int64_t *limbs, float *const *vectors)
+void factored_finish_update(const struct optim_finish *finish)
 {
-    const struct exact_sum *sum = (const struct exact_sum *)(const void *)limbs;
-    const float *scalars = step->scalars.f;
-    float *values = vectors[FACTORED_STEP];
-    const double rms = sqrt(exact_sum_value(sum) / (double)stats->n_elements);
+    const struct exact_sum *sum = (const struct exact_sum *)(const void *)finish->limbs;
+    const float *scalars = finish->step->scalars.f;
+    float *values = finish->vectors[FACTORED_STEP];
+    const double rms = sqrt(exact_sum_value(sum) / (double)finish->stats->n_elements);
     const double excess = rms / (double)scalars[FACTORED_THRESHOLD];
     const double clip = excess <= 1.0 ? 1.0 : excess; /* NaN stays */
     const double lr = (double)scalars[FACTORED_LR] * (double)values[STEP_PARAM_SCALE];

@@ -26,6 +26,8 @@ struct sums_arg {
     size_t n_tiles;
 };
 
+enum { FINISH_ITEMS = 1024 }; /* rows, columns or elements of a tile of the pool */
+
 struct sums_job {
     const struct tile_work *work;
     int pass;
@@ -94,18 +96,67 @@ void tiles_sum(const struct tile_work *work, int pass, size_t begin, size_t end,
         join(limbs + begin, limbs + (size_t)thread * n_limbs + begin, end - begin, pass);
 }
 
-void tiles_sum_finish(const struct tile_work *work, int tensor, int pass, int64_t *limbs)
+/* ---- vectors of the sums ---- */
+
+struct finish_job {
+    const struct tile_work *work;
+    int first, pass, stage;
+    int64_t *limbs;
+};
+
+static int64_t finish_items(const struct finish_job *job, int tensor)
 {
-    const struct optim_tensor *t = &work->buffers.setup->tensors[tensor];
-    float *vectors[STATS_MAX_VECTORS];
+    const struct optim_stats *stats = job->work->buffers.setup->tensors[tensor].stats;
 
-    if (t->stats == NULL || t->stats->n_limbs[pass] == 0)
-        return;
-
-    const struct optim_stats_step step = stats_step(work->step, t);
-    tile_vectors(&work->buffers, tensor, vectors);
-    optim_stats_finish(t->stats, &step, pass, limbs + t->limbs_at, vectors);
+    return stats == NULL ? 0 : optim_stats_finish_items(stats, job->pass, job->stage);
 }
+
+static size_t finish_tiles(const struct finish_job *job, int tensor)
+{
+    return (size_t)(finish_items(job, tensor) + FINISH_ITEMS - 1) / FINISH_ITEMS;
+}
+
+static void finish_tile(void *job_arg, size_t index, int thread)
+{
+    const struct finish_job *job = job_arg;
+    const struct tile_buffers *buffers = &job->work->buffers;
+    float *vectors[STATS_MAX_VECTORS];
+    int tensor = job->first;
+
+    (void)thread;
+    for (size_t n = finish_tiles(job, tensor); index >= n; n = finish_tiles(job, tensor)) {
+        index -= n;
+        tensor++;
+    }
+
+    const struct optim_tensor *t = &buffers->setup->tensors[tensor];
+    const struct optim_stats_step step = stats_step(job->work->step, t);
+    const struct optim_finish finish = {.stats = t->stats,
+                                        .step = &step,
+                                        .pass = job->pass,
+                                        .limbs = job->limbs + t->limbs_at,
+                                        .vectors = vectors};
+    const int64_t begin = (int64_t)index * FINISH_ITEMS, n = finish_items(job, tensor);
+
+    tile_vectors(buffers, tensor, vectors);
+    optim_stats_finish_part(&finish, job->stage, begin,
+                            begin + FINISH_ITEMS < n ? begin + FINISH_ITEMS : n);
+}
+
+void tiles_sum_finish(const struct tile_work *work, int first, int n, int pass, int64_t *limbs)
+{
+    struct finish_job job = {.work = work, .first = first, .pass = pass, .limbs = limbs};
+
+    for (; job.stage < STATS_FINISH_STAGES; job.stage++) {
+        size_t n_tiles = 0;
+
+        for (int t = first; t < first + n; t++)
+            n_tiles += finish_tiles(&job, t);
+        pool_run(work->pool, n_tiles, finish_tile, &job);
+    }
+}
+
+/* ---- operations ---- */
 
 static shoal_status run_sums(const struct op *op)
 {
@@ -146,13 +197,13 @@ static shoal_status run_finish(const struct op *op)
 {
     const struct sums_arg *arg = op->arg;
     const struct unit *unit = &arg->setup->layout->units[arg->unit];
-    struct tile_work work = {.step = arg->step};
+    struct tile_work work = {.step = arg->step, .pool = arg->pool};
 
     if (arg->step->skip)
         return SHOAL_OK;
     tile_buffers_init(&work.buffers, arg->plan, arg->setup, &arg->refs);
-    for (int t = unit->first_tensor; t < unit->first_tensor + unit->n_tensors; t++)
-        tiles_sum_finish(&work, t, arg->pass, plan_ref(arg->plan, arg->refs.limbs));
+    tiles_sum_finish(&work, unit->first_tensor, unit->n_tensors, arg->pass,
+                     plan_ref(arg->plan, arg->refs.limbs));
     return SHOAL_OK;
 }
 
@@ -286,11 +337,12 @@ shoal_status optim_op_sums(struct schedule *sched, struct pool *pool,
     return append(sched, sums_bytes(&arg, range), n_threads, &arg, run);
 }
 
-shoal_status optim_op_sums_finish(struct schedule *sched, const struct optim_setup *setup, int unit,
-                                  int pass, const struct optim_refs *refs,
-                                  const struct optim_step *step)
+shoal_status optim_op_sums_finish(struct schedule *sched, struct pool *pool,
+                                  const struct optim_setup *setup, int unit, int pass,
+                                  const struct optim_refs *refs, const struct optim_step *step)
 {
     struct sums_arg arg = {.plan = sched_plan(sched),
+                           .pool = pool,
                            .setup = setup,
                            .step = step,
                            .refs = *refs,

@@ -328,7 +328,7 @@ shoal_status optim_op_update(struct schedule *sched, struct pool *pool,
  * units; FINISH makes vectors of them on every rank.  refs->grad is that of the slice
  * `grad_origin`.  Without such rules in the unit nothing is appended.
  *
- * FINISH works on the host.  With a device whose memory is separate its refs->limbs and
+ * FINISH works on the host, by the pool.  With a device whose memory is separate its refs->limbs and
  * refs->vectors are slots of the host's: the caller copies the limbs there, and the vectors, which
  * FINISH keeps from step to step, to the device's, where SUMS and UPDATE read them.
  */
@@ -336,9 +336,9 @@ shoal_status optim_op_sums(struct schedule *sched, struct pool *pool,
                            const struct optim_setup *setup, int unit, int pass,
                            struct shard grad_origin, struct shard origin, struct shard range,
                            const struct optim_refs *refs, const struct optim_step *step);
-shoal_status optim_op_sums_finish(struct schedule *sched, const struct optim_setup *setup, int unit,
-                                  int pass, const struct optim_refs *refs,
-                                  const struct optim_step *step);
+shoal_status optim_op_sums_finish(struct schedule *sched, struct pool *pool,
+                                  const struct optim_setup *setup, int unit, int pass,
+                                  const struct optim_refs *refs, const struct optim_step *step);
 
 /* NORM, local part: adds the squares of a shard of n elements to *sum (host memory). */
 shoal_status optim_op_sum_squares(struct schedule *sched, struct pool *pool, int unit,

@@ -46,7 +46,7 @@ float stats_mean(double sum, int64_t count, double eps)
 {
     const double mean = sum / (double)count + eps;
 
-    return (float)fmin(mean, 0x1p126);
+    return (float)(mean < 0x1p126 ? mean : 0x1p126); /* NaN, too */
 }
 
 const struct optim_stats_rule *optim_stats_of(const struct optim_rule *rule,
@@ -122,10 +122,25 @@ void optim_stats_accumulate(const struct optim_stats *stats, const struct optim_
     stats->kernels->accumulate(stats, step, pass, tile, first, vectors, limbs);
 }
 
-void optim_stats_finish(const struct optim_stats *stats, const struct optim_stats_step *step,
-                        int pass, int64_t *limbs, float *const *vectors)
+int64_t optim_stats_finish_items(const struct optim_stats *stats, int pass, int stage)
 {
-    stats->how->finish(stats, step, pass, limbs, vectors);
+    return stats->n_limbs[pass] > 0 ? stats->how->finish_items(stats, pass, stage) : 0;
+}
+
+void optim_stats_finish_part(const struct optim_finish *finish, int stage, int64_t begin,
+                             int64_t end)
+{
+    finish->stats->how->finish(finish, stage, begin, end);
+}
+
+void optim_stats_finish(const struct optim_finish *finish)
+{
+    for (int stage = 0; stage < STATS_FINISH_STAGES; stage++) {
+        const int64_t n = optim_stats_finish_items(finish->stats, finish->pass, stage);
+
+        if (n > 0)
+            optim_stats_finish_part(finish, stage, 0, n);
+    }
 }
 
 void optim_stats_apply(const struct optim_stats *stats, const struct optim_stats_step *step,

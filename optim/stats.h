@@ -16,7 +16,7 @@
  *         every thread zeroes n_limbs[p] limbs of its own and calls accumulate on its tiles
  *         limbs are added up, int64 by int64, over the threads and then over the ranks
  *             (in the pass of maxima: the largest of them is taken)
- *         finish on every rank
+ *         finish on every rank, stage by stage
  *     apply on every tile of this rank
  *
  * Every element is given to accumulate once, by the one rank that owns it, and its extents and states
@@ -34,8 +34,9 @@
  * Bits of vectors, weights and states depend on neither ranks, shard cuts, tiles, threads nor
  * instruction set: sums inside one quantum have one order, everything beyond is integer.
  *
- * Threading: accumulate and apply run on any number of threads at once (own limbs, own tiles);
- * finish alone on its tensor, beside other tensors.  Nothing here allocates.
+ * Threading: accumulate and apply run on any number of threads at once (own limbs, own tiles).
+ * finish has stages of independent items: those of one stage on any number of threads, in any cut,
+ * the next stage when all are done.  Nothing here allocates.
  */
 
 enum {
@@ -44,6 +45,7 @@ enum {
     STATS_PASS_MAXIMA = 3, /* the last: its limbs are not added up, the largest counts */
     STATS_MAX_VECTORS = 12,
     STATS_MAX_PARTS = 3,
+    STATS_FINISH_STAGES = 3,
 };
 
 /* Vectors of a state with rank-1 scales: the largest of each row and of each column. */
@@ -86,6 +88,15 @@ struct optim_stats_step {
     double grad_squares;          /* finite sum of squares of all gradients before grad_scale */
 };
 
+/* One pass of a tensor that is to be finished; the limbs are used up. */
+struct optim_finish {
+    const struct optim_stats *stats;
+    const struct optim_stats_step *step;
+    int pass;
+    int64_t *limbs;
+    float *const *vectors;
+};
+
 struct optim_stats_kernels;
 
 struct optim_vector {
@@ -101,8 +112,8 @@ struct optim_stats_rule {
     /* Fill the shape, vector_elements, n_limbs and reads; the members above them are set. */
     shoal_status (*init)(const struct optim_hyper *hyper, const struct tensor *tensor,
                          struct optim_stats *stats);
-    void (*finish)(const struct optim_stats *stats, const struct optim_stats_step *step, int pass,
-                   int64_t *limbs, float *const *vectors);
+    int64_t (*finish_items)(const struct optim_stats *stats, int pass, int stage);
+    void (*finish)(const struct optim_finish *finish, int stage, int64_t begin, int64_t end);
 };
 
 /*
@@ -132,9 +143,14 @@ void optim_stats_accumulate(const struct optim_stats *stats, const struct optim_
                             int pass, const struct optim_extent *tile, int64_t first,
                             const float *const *vectors, int64_t *limbs);
 
-/* Compute the vectors that the sums of a pass give.  Uses up `limbs`. */
-void optim_stats_finish(const struct optim_stats *stats, const struct optim_stats_step *step,
-                        int pass, int64_t *limbs, float *const *vectors);
+/*
+ * Compute the vectors that the sums of a pass give: items [begin, end) of one stage, of which there
+ * are finish_items (0: nothing is to be done), or all of it.
+ */
+int64_t optim_stats_finish_items(const struct optim_stats *stats, int pass, int stage);
+void optim_stats_finish_part(const struct optim_finish *finish, int stage, int64_t begin,
+                             int64_t end);
+void optim_stats_finish(const struct optim_finish *finish);
 
 /* Update weights, states and bf16 copy of elements [first, first + tile->n). */
 void optim_stats_apply(const struct optim_stats *stats, const struct optim_stats_step *step,

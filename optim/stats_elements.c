@@ -53,29 +53,49 @@ static shoal_status elements_init(const struct optim_hyper *hyper, const struct 
 }
 
 /* `limbs` hold the bits of maxima. */
-static void finish_maxima(const int64_t *limbs, int64_t n, float *largest, float *before)
+static void take_maxima(const int64_t *limbs, int64_t begin, int64_t end, float *largest,
+                        float *before)
 {
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = begin; i < end; i++) {
         before[i] = largest[i];
         largest[i] = float_of((uint32_t)limbs[i]);
     }
 }
 
-static void elements_finish(const struct optim_stats *stats, const struct optim_stats_step *step,
-                            int pass, int64_t *limbs, float *const *vectors)
+/* Rows, and then columns. */
+static void finish_maxima(const struct optim_finish *finish, int64_t begin, int64_t end)
 {
-    (void)step;
-    if (pass == ELEMENTS_CLIP) {
-        const struct exact_sum *sum = (const struct exact_sum *)(const void *)limbs;
+    const int64_t rows = finish->stats->rows;
+    float *const *vectors = finish->vectors;
+
+    take_maxima(finish->limbs, begin, end < rows ? end : rows, vectors[ELEMENTS_ROW],
+                vectors[ELEMENTS_ROW_BEFORE]);
+    take_maxima(finish->limbs + rows, begin > rows ? begin - rows : 0, end - rows,
+                vectors[ELEMENTS_COL], vectors[ELEMENTS_COL_BEFORE]);
+}
+
+static int64_t elements_finish_items(const struct optim_stats *stats, int pass, int stage)
+{
+    if (stage > 0)
+        return 0;
+    return pass == STATS_PASS_MAXIMA ? stats->rows + stats->cols : 1;
+}
+
+static void elements_finish(const struct optim_finish *finish, int stage, int64_t begin,
+                            int64_t end)
+{
+    float *const *vectors = finish->vectors;
+
+    (void)stage;
+    if (finish->pass == ELEMENTS_CLIP) {
+        const struct exact_sum *sum = (const struct exact_sum *)(const void *)finish->limbs;
         const double norm = sqrt(exact_sum_value(sum));
 
         vectors[ELEMENTS_CLIP][0] = norm <= 1.0 ? 1.0f : (float)(1.0 / norm); /* NaN stays */
-    } else if (pass == STATS_PASS_MAXIMA) {
-        finish_maxima(limbs, stats->rows, vectors[ELEMENTS_ROW], vectors[ELEMENTS_ROW_BEFORE]);
-        finish_maxima(limbs + stats->rows, stats->cols, vectors[ELEMENTS_COL],
-                      vectors[ELEMENTS_COL_BEFORE]);
+    } else if (finish->pass == STATS_PASS_MAXIMA) {
+        finish_maxima(finish, begin, end);
     } else {
-        const double share = (double)limbs[0] / (double)stats->n_elements;
+        const double share = (double)finish->limbs[0] / (double)finish->stats->n_elements;
 
         vectors[ELEMENTS_MASK][0] = (float)(1.0 / fmax(share, 1e-3));
     }
@@ -94,5 +114,6 @@ const struct optim_stats_rule optim_elements_stats = {
         },
     .kernels = {&optim_elements_scalar, &optim_elements_avx2, &optim_elements_avx512},
     .init = elements_init,
+    .finish_items = elements_finish_items,
     .finish = elements_finish,
 };

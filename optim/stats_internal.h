@@ -101,13 +101,17 @@ int64_t stats_blocks(const struct optim_stats *stats);
 shoal_status factored_init(const struct optim_hyper *hyper, const struct tensor *tensor,
                            struct optim_stats *stats);
 
+/* Stages of FINISH, of a pass with rows and columns or elements; others have one item of WHOLE. */
+enum { FINISH_MEANS, FINISH_WHOLE, FINISH_ROWS };
+
+int64_t factored_finish_items(const struct optim_stats *stats, int pass, int stage);
+
 /* Pass 0: the averages of g^2 and what rows and columns of g are multiplied with. */
-void factored_finish_squares(const struct optim_stats *stats, const struct optim_stats_step *step,
-                             int64_t *limbs, float *const *vectors);
+void factored_finish_squares(const struct optim_finish *finish, int stage, int64_t begin,
+                             int64_t end);
 
 /* Pass 1: the tensor's step from sum(u^2). */
-void factored_finish_update(const struct optim_stats *stats, const struct optim_stats_step *step,
-                            const int64_t *limbs, float *const *vectors);
+void factored_finish_update(const struct optim_finish *finish);
 
 /* Averages of a factored matrix, then 1 / sqrt(row / mean(rows)) and 1 / sqrt(col). */
 struct factored_side {
@@ -116,5 +120,5 @@ struct factored_side {
     double eps, scale;
     float kept, share;
 };
-void factored_average(const struct optim_stats *stats, const struct factored_side *side,
-                      int64_t *limbs);
+void factored_average(const struct optim_finish *finish, const struct factored_side *side,
+                      int stage, int64_t begin, int64_t end);

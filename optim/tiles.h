@@ -89,10 +89,10 @@ void tiles_update(struct tile_work *work);
 /*
  * Limbs [begin, end) of one pass over all tiles, those of all threads joined into the first
  * n_limbs of `limbs`, int64 [threads][n_limbs]; a step to skip leaves zeros.  FINISH makes vectors
- * of them, where the tensor has any.
+ * of them, for those of `n` tensors that have any.
  */
 void tiles_sum(const struct tile_work *work, int pass, size_t begin, size_t end, int64_t *limbs);
-void tiles_sum_finish(const struct tile_work *work, int tensor, int pass, int64_t *limbs);
+void tiles_sum_finish(const struct tile_work *work, int first, int n, int pass, int64_t *limbs);
 
 /* The slot of a buffer must exist and hold so many bytes from its offset on. */
 shoal_status tile_check_ref(const struct plan *plan, struct slot_ref ref, const char *kind,

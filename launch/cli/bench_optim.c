@@ -159,7 +159,8 @@ static shoal_status append_update(struct matrix *m, struct shard all, int index)
         SHOAL_TRY(
             optim_op_sums(m->sched, m->pool, m->setup, 0, pass, all, all, all, &m->refs, &m->step));
         if (m->device == NULL)
-            SHOAL_TRY(optim_op_sums_finish(m->sched, m->setup, 0, pass, &m->refs, &m->step));
+            SHOAL_TRY(
+                optim_op_sums_finish(m->sched, m->pool, m->setup, 0, pass, &m->refs, &m->step));
     }
     return optim_op_update(m->sched, m->pool, m->setup, 0, index, all, all, &m->refs, &m->step);
 }

@@ -339,8 +339,8 @@ static shoal_status finish_statistics(struct step_builder *s, int pass)
         refs.vectors = build->host_vectors[unit];
         if (refs.vectors.slot < 0)
             continue;
-        SHOAL_TRY(
-            optim_op_sums_finish(s->sched, build->setup, unit, pass, &refs, &s->env->state->optim));
+        SHOAL_TRY(optim_op_sums_finish(s->sched, s->env->pool, build->setup, unit, pass, &refs,
+                                       &s->env->state->optim));
         SHOAL_TRY(train_op_copy(s->sched, build, s->env, OP_NORM, build->host_vectors[unit],
                                 build->vectors[unit], optim_vectors_bytes(build->setup, unit)));
     }

@@ -166,6 +166,17 @@ static inline void apply_tile(struct trained *t, const struct optim_stats_step *
     optim_stats_apply(&t->stats, step, tile, first, rank_vectors(t, rank));
 }
 
+/* FINISH in parts of `length` items, the last ones first. */
+static inline void finish_in_parts(const struct optim_finish *finish, int64_t length)
+{
+    for (int stage = 0; stage < STATS_FINISH_STAGES; stage++) {
+        int64_t end = optim_stats_finish_items(finish->stats, finish->pass, stage);
+
+        for (; end > 0; end -= length < end ? length : end)
+            optim_stats_finish_part(finish, stage, end > length ? end - length : 0, end);
+    }
+}
+
 static inline void run_pass(struct trained *t, const struct optim_stats_step *step,
                             const struct cut *cut, int index)
 {
@@ -184,7 +195,12 @@ static inline void run_pass(struct trained *t, const struct optim_stats_step *st
     }
     for (int rank = 0; rank < cut->ranks; rank++) {
         memcpy(copy, sum, (size_t)n_limbs * sizeof *sum);
-        optim_stats_finish(&t->stats, step, index, copy, t->vectors[rank]);
+        const struct optim_finish finish = {.stats = &t->stats,
+                                            .step = step,
+                                            .pass = index,
+                                            .limbs = copy,
+                                            .vectors = t->vectors[rank]};
+        finish_in_parts(&finish, cut->threads == 1 ? INT64_MAX : 7 * cut->threads);
     }
     free(copy);
     free(sum);

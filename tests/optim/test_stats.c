@@ -362,7 +362,8 @@ Test(stats, sums_of_full_limbs_are_read_exactly)
 
     trained_init(&t, "adam_mini", &tensor, &(struct optim_hyper){.lr = 1.0, .beta2 = 0.0});
     step.scalars = t.stats.rule->scalars(&t.hyper, 1);
-    optim_stats_finish(&t.stats, &step, 0, limbs, t.vectors[0]);
+    optim_stats_finish(&(struct optim_finish){
+        .stats = &t.stats, .step = &step, .limbs = limbs, .vectors = t.vectors[0]});
 
     /* 0.5 < 2^0: the bound is 2^3.  2^40 - 1 + 2^62 / 2^40 - 2^62 / 2^80. */
     const double sum = (0x1p40 - 1.0 + 0x1p22 - 0x1p-18) * 0x1p-37;

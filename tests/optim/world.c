@@ -163,8 +163,8 @@ static void make_sums(struct world *world, int pass)
         cr_assert_eq(optim_op_sums(world->sums[pass], world->pool, world->setup, UNIT, pass, shard,
                                    shard, shard, &world->refs[rank], &world->step),
                      SHOAL_OK, "%s", shoal_last_error());
-        cr_assert_eq(optim_op_sums_finish(world->finish[pass], world->setup, UNIT, pass,
-                                          &world->refs[rank], &world->step),
+        cr_assert_eq(optim_op_sums_finish(world->finish[pass], world->pool, world->setup, UNIT,
+                                          pass, &world->refs[rank], &world->step),
                      SHOAL_OK, "%s", shoal_last_error());
     }
 }

@@ -32,6 +32,9 @@ static void setup(void)
 
 static void teardown(void)
 {
+    /* After a failed run the queues may still work on operations of the schedule. */
+    for (int queue = 0; device != NULL && queue < QUEUE_COUNT; queue++)
+        (void)device->ops->queue_sync(device, (enum device_queue)queue);
     sched_destroy(sched);
     plan_destroy(plan);
     if (device != NULL)

@@ -339,8 +339,8 @@ Test(stats, terms_are_cut_into_small_limbs_without_loss)
 
     for (int64_t i = 0; i < N; i++) {
         const double square = (double)t.grad[i] * (double)t.grad[i];
-        const __int128 value =
-            ((__int128)limbs[i] << 80) + ((__int128)limbs[N + i] << 40) + limbs[2 * N + i];
+        const __int128 base = (__int128)1 << 40;
+        const __int128 value = (limbs[i] * base + limbs[N + i]) * base + limbs[2 * N + i];
         const double exact = ldexp(square / bound, 120); /* an integer here */
 
         cr_assert(limbs[i] >= 0 && limbs[i] <= (int64_t)1 << 37, "limb 0 of %d", (int)i);

@@ -90,6 +90,8 @@ struct ckpt_store_params {
 };
 shoal_status ckpt_store_open(struct comm *comm, const struct ckpt_store_params *params,
                              struct ckpt_store **store_out);
+
+/* Gives LOCK back; NULL is allowed.  Local. */
 void ckpt_store_close(struct ckpt_store *store);
 
 struct ckpt_result {
@@ -122,7 +124,7 @@ struct ckpt;
  * No checkpoint at all: SHOAL_ERR_NOINPUT.
  */
 shoal_status ckpt_open(const char *path, struct ckpt **ckpt_out);
-void ckpt_close(struct ckpt *ckpt);
+void ckpt_close(struct ckpt *ckpt); /* NULL is allowed */
 
 /* Valid while open. */
 const struct ckpt_meta *ckpt_meta(const struct ckpt *ckpt);
@@ -155,7 +157,7 @@ struct ckpt_group {
     uint64_t n_bytes;
 };
 
-/* The groups by kind, type and codec; *groups_out is freed by the caller. */
+/* The groups by kind, type and codec; *groups_out is freed by the caller.  Local. */
 shoal_status ckpt_groups(const struct ckpt *ckpt, struct ckpt_group **groups_out, size_t *n_out);
 
 /*
@@ -168,8 +170,11 @@ shoal_status ckpt_groups(const struct ckpt *ckpt, struct ckpt_group **groups_out
 shoal_status ckpt_read(struct ckpt *ckpt, const struct layout *layout, struct ckpt_piece *pieces,
                        size_t n_pieces);
 
-/* XXH3-128 over the items' bytes, kind after kind (sorted), tensor after tensor (by name), 32 hex
- * digits: the same for every world size and stage that wrote it.  only_kind NULL: all. */
+/*
+ * XXH3-128 over the items' bytes, kind after kind (sorted), tensor after tensor (by name), 32 hex
+ * digits: the same for every world size and stage that wrote it.  only_kind NULL: all; one that
+ * the checkpoint does not hold is SHOAL_ERR_DATA.  Every block is checked as in ckpt_read.  Local.
+ */
 shoal_status ckpt_hash(struct ckpt *ckpt, const char *only_kind, char hex_out[33]);
 
 /* ---- looking at a root ---- */

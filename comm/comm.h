@@ -43,7 +43,9 @@
  * everywhere).  Control functions and their arguments stay in host memory.
  *
  * One thread per rank calls these functions (the trainer's); all functions marked
- * Collective must be called by all ranks in the same order.
+ * Collective must be called by all ranks in the same order.  A failure that comm_agree returns
+ * leaves the ranks in step; after any other failure of a collective only comm_fail and comm_close
+ * are left.
  */
 struct comm;
 
@@ -162,7 +164,7 @@ shoal_status comm_reduce_scatter(struct comm *comm, const float *full, float *ou
 /* Element-wise sum over ranks of n int64, modulo 2^64 and thus exact; in place.  Collective. */
 shoal_status comm_all_reduce_i64(struct comm *comm, int64_t *values, size_t n);
 
-/* The same with the largest over ranks. */
+/* The same with the largest over ranks.  Collective. */
 shoal_status comm_all_reduce_max_i64(struct comm *comm, int64_t *values, size_t n);
 
 /* Small blocks: n_bytes from each rank, in rank order, into out (size * n_bytes).  Collective. */
@@ -171,6 +173,7 @@ shoal_status comm_all_gather_bytes(struct comm *comm, const void *in, size_t n_b
 /* n_bytes from rank `root` to all.  Collective. */
 shoal_status comm_broadcast(struct comm *comm, int root, void *data, size_t n_bytes);
 
+/* Nobody returns before all have called it.  Collective. */
 shoal_status comm_barrier(struct comm *comm);
 
 /*

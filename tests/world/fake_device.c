@@ -234,6 +234,16 @@ shoal_status fake_event_is_done(struct device *device, struct device_event *even
     return SHOAL_OK;
 }
 
+static shoal_status fake_event_sync(struct device *device, struct device_event *event)
+{
+    const struct timespec nap = {.tv_nsec = 20 * 1000};
+
+    (void)device;
+    while (atomic_load(&event->pending) > 0)
+        nanosleep(&nap, NULL);
+    return SHOAL_OK;
+}
+
 /* ---- the device ---- */
 
 static void fake_close(struct device *device)
@@ -257,7 +267,8 @@ static const struct device_ops fake_ops = {.name = "fake",
                                            .queue_sync = fake_queue_sync,
                                            .event_create = fake_event_create,
                                            .event_destroy = fake_event_destroy,
-                                           .event_record = fake_event_record};
+                                           .event_record = fake_event_record,
+                                           .event_sync = fake_event_sync};
 
 shoal_status fake_device_open(struct device **device_out)
 {

@@ -89,6 +89,9 @@ shoal_status comm_use_device(struct comm *comm, struct device *device);
 enum comm_transport comm_transport(const struct comm *comm);
 const char *comm_transport_name(enum comm_transport transport);
 
+/* Ranks that work on this rank's device, this one counted; 0 before comm_use_device. */
+int comm_device_ranks(const struct comm *comm);
+
 /*
  * End the run.  With SHOAL_OK: barrier with a deadline, bounded MPI_Finalize.  With
  * an error: all ranks learn it (as by comm_fail) and the call returns in bounded time without

@@ -236,6 +236,7 @@ struct comm {
     const struct transport *transport; /* never NULL */
     struct device *device;             /* NULL: the host */
     struct device_memory on_device;
+    int device_ranks;
     struct staged *staged;
     struct nccl *nccl;
     uint64_t issued_digest;

@@ -137,6 +137,18 @@ static shoal_status first_exchange(struct comm *comm)
     return status;
 }
 
+/* Of devices without an identity a machine has one. */
+static int count_sharers(const struct comm *comm, const struct device_entry *entries)
+{
+    const struct device_entry *own = &entries[comm->rank];
+    int n = 0;
+
+    for (int r = 0; r < comm->size; r++)
+        n += comm->ranks[r].node == comm->ranks[comm->rank].node &&
+             strcmp(entries[r].id, own->id) == 0;
+    return n;
+}
+
 shoal_status comm_use_device(struct comm *comm, struct device *device)
 {
     struct device_entry own, *entries;
@@ -154,6 +166,8 @@ shoal_status comm_use_device(struct comm *comm, struct device *device)
         status = comm_all_gather_bytes(comm, &own, sizeof own, entries);
     if (status == SHOAL_OK)
         status = choose(comm, entries, &id);
+    if (status == SHOAL_OK)
+        comm->device_ranks = count_sharers(comm, entries);
     free(entries);
     SHOAL_TRY(status);
     comm->device = device;
@@ -279,6 +293,11 @@ const char *comm_transport_name(enum comm_transport transport)
                                         [COMM_SELF] = "self"};
 
     return names[transport];
+}
+
+int comm_device_ranks(const struct comm *comm)
+{
+    return comm->device_ranks;
 }
 
 bool comm_shared_per_rank(const struct comm *comm)

@@ -5,8 +5,8 @@
 
 /*
  * Bulk on devices by way of the host: a piece of the device's memory is fetched into the host's
- * window, the ranks exchange it there by the host's own algorithm, the result is delivered.  Sums are
- * taken element by element over the ranks, so that cutting into pieces changes no bit.
+ * window, the ranks exchange it there by the host's own algorithm, the result is delivered.  Sums
+ * are taken element by element over the ranks, so that cutting into pieces changes no bit.
  *
  * The window of a host holds, in this order:
  *

@@ -78,9 +78,7 @@ static size_t process_bytes(const struct trainer *trainer)
 static shoal_status check_device_fits(struct trainer *trainer)
 {
     size_t have = 0, total = 0, need = run_device_bytes(trainer);
-    /* Through the host go ranks of one device, in the worst case all of this machine's. */
-    bool shared = trainer->policy.transport == COMM_STAGED;
-    size_t sharing = shared ? (size_t)comm_node_ranks(trainer->comm) : 1;
+    size_t sharing = (size_t)comm_device_ranks(trainer->comm);
 
     SHOAL_TRY(trainer->device->ops->memory(trainer->device, &have, &total));
     trainer->device_base = have;
@@ -276,10 +274,14 @@ void train_memory_log_plan(const struct trainer *trainer)
     }
 }
 
-/* What the device lost since the plan's memory was taken; other processes on it count too. */
+/*
+ * What the device lost since the plan's memory was taken: that of its ranks; other processes on it count
+ * too.
+ */
 static shoal_status log_device(struct trainer *trainer)
 {
-    size_t left = 0, total = 0, planned = run_device_bytes(trainer);
+    size_t left = 0, total = 0;
+    size_t planned = run_device_bytes(trainer) * (size_t)comm_device_ranks(trainer->comm);
 
     if (!trainer->policy.separate || trainer->device->ops->expose != NULL)
         return SHOAL_OK;

@@ -36,8 +36,7 @@ static void print_row(FILE *out, const char *name, int64_t bytes, const char *wh
 
 void taken_print(const struct device_taken *taken, const char *transport, FILE *out)
 {
-    fprintf(out, "%-20s %12s  measured as the device's free memory, of all its ranks\n", "MiB",
-            "device");
+    fprintf(out, "%-20s %12s  measured as its free memory, of all its ranks\n", "MiB", "device");
     print_row(out, "before the run", taken->bytes[TAKEN_BEFORE],
               "the driver, contexts of processes, other processes");
     print_row(out, "driver and libraries", taken->bytes[TAKEN_BY_LIBRARIES],

@@ -315,7 +315,8 @@ int main(int argc, char **argv)
         status = comm_use_device(comm, device);
     fake_nccl_seal();
     if (status == SHOAL_OK && rank == 0)
-        fprintf(stderr, "transport %s\n", comm_transport_name(comm_transport(comm)));
+        fprintf(stderr, "transport %s\ndevice of %d\n", comm_transport_name(comm_transport(comm)),
+                comm_device_ranks(comm));
     if (status == SHOAL_OK)
         status = fault != NULL ? run_steps(fault) : run_all();
     if (status != SHOAL_OK)

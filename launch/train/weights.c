@@ -7,7 +7,7 @@
  * loaded.  Checkpoints always hold them in fp32, so that any master codec opens any checkpoint.
  */
 
-enum { PART = 4096 }; /* elements that are converted at a time */
+enum { PART = 32 * 1024 }; /* elements that are converted at a time; see average.c */
 
 /* A tensor's elements [begin, begin + n), at most PART, one way or the other. */
 static shoal_status move_part(const struct trainer *trainer, int t, int64_t begin, size_t n,

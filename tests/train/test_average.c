@@ -28,6 +28,9 @@ static void teardown(void)
 TestSuite(average, .init = setup, .fini = teardown, .timeout = 900);
 
 static const char *const base[] = {"optimizer.name=schedule_free", "steps=6", NULL};
+/* Tensors and shards of more than one of the pieces in which averages are made. */
+static const char *const wide[] = {"optimizer.name=schedule_free", "steps=3", "model.hidden=128",
+                                   "model.ffn=800", NULL};
 static const char *const looking[] = {"eval.every=1", "eval.sample_every=3",
                                       "eval.sample_tokens=12", "eval.sample_temperature=0", NULL};
 
@@ -134,7 +137,7 @@ Test(average, is_the_same_on_a_device_with_memory_of_its_own)
     char hash[2][64];
 
     for (int p = 0; p < N_PRECISIONS; p++) {
-        train("host", 0, WORDS(rig_gpt, base, precisions[p], looking));
+        train("host", 0, WORDS(rig_gpt, wide, precisions[p], looking));
         rig_lines("eval", evals[0]);
         rig_hash(directory, "host", hash[0]);
         for (int ranks = 0; ranks <= 2; ranks += 2) {
@@ -142,7 +145,7 @@ Test(average, is_the_same_on_a_device_with_memory_of_its_own)
 
             setenv("SHOAL_TEST_DEVICE", "remote", 1);
             train("remote", ranks,
-                  WORDS(rig_gpt, base, precisions[p], looking,
+                  WORDS(rig_gpt, wide, precisions[p], looking,
                         rig_words(stage, ranks > 0 ? staged : NULL)));
             unsetenv("SHOAL_TEST_DEVICE");
             rig_lines("eval", evals[1]);
@@ -173,7 +176,7 @@ Test(average, is_what_a_checkpoint_holds_as_master)
     char path[128];
     int apart = 0;
 
-    train("run", 2, WORDS(rig_llama, base));
+    train("run", 2, WORDS(rig_llama, wide));
     snprintf(path, sizeof path, "%s/run", directory);
     cr_assert_eq(shoal_checkpoint_open(path, &checkpoint), SHOAL_OK, "%s", shoal_last_error());
     for (int t = 0; t < shoal_checkpoint_tensor_count(checkpoint); t++) {

@@ -54,15 +54,15 @@ static struct update_part part_of(enum element_rule rule, enum element_codec cod
                                .key = 3,
                                .begin = BEGIN,
                                .n = N,
-                               .rule = rule,
-                               .master = master,
+                               .rule = (int32_t)rule,
+                               .master = (int32_t)master,
                                .n_states = how->n_states,
                                .rank1 = -1,
                                .decay = 0.5f,
                                .cols = COLS};
 
     for (int k = 0; k < how->n_states; k++) {
-        part.codec[k] = code;
+        part.codec[k] = (int32_t)code;
         part.is_unsigned[k] = how->state_unsigned[k];
         part.codes[k] = scratch(codec_code_bytes(codec, N));
         part.scales[k] = scratch(codec_scale_bytes(codec, N));

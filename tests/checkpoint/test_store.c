@@ -297,7 +297,7 @@ Test(ckpt_store, makes_the_roots_own_directories_durable)
 
 Test(ckpt_store, removing_notes_progress_for_every_file)
 {
-    char name[16];
+    char name[32];
 
     for (int i = 0; i < 5; i++) {
         snprintf(name, sizeof name, "file-%d", i);

@@ -1,6 +1,6 @@
 #include "checkpoint/checkpoint_internal.h"
-#include "runtime/base/arena.h"
 #include "runtime/base/log.h"
+#include "runtime/base/pages.h"
 
 #include <dirent.h>
 #include <errno.h>

@@ -1,6 +1,6 @@
 #include "comm/transport_internal.h"
-#include "runtime/base/arena.h"
 #include "runtime/base/host.h"
+#include "runtime/base/pages.h"
 
 #include <signal.h>
 #include <stdio.h>

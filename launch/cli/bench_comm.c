@@ -7,9 +7,9 @@
  */
 #include "comm/comm.h"
 #include "launch/cli/cli_internal.h"
-#include "runtime/base/arena.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/host.h"
+#include "runtime/base/pages.h"
 
 #include <string.h>
 

@@ -2,9 +2,9 @@
 #include "launch/cli/cli_internal.h"
 #include "models/model.h"
 #include "models/ops/ops.h"
-#include "runtime/base/arena.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/host.h"
+#include "runtime/base/pages.h"
 
 #include <string.h>
 

@@ -6,10 +6,10 @@
  */
 #include "launch/cli/cli_internal.h"
 #include "optim/optim.h"
-#include "runtime/base/arena.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/copy_rate.h"
 #include "runtime/base/host.h"
+#include "runtime/base/pages.h"
 #include "runtime/base/rng.h"
 #include "runtime/device/device.h"
 

@@ -1,7 +1,7 @@
 #include "runtime/base/copy_rate.h"
 
-#include "runtime/base/arena.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/pages.h"
 
 #include <string.h>
 

@@ -1,6 +1,6 @@
 #include "runtime/data/data_internal.h"
 
-#include "runtime/base/arena.h"
+#include "runtime/base/pages.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,5 +1,5 @@
-#include "runtime/base/arena.h"
 #include "runtime/base/host.h"
+#include "runtime/base/pages.h"
 #include "runtime/device/device_internal.h"
 
 #include <stdlib.h>

@@ -1,6 +1,6 @@
-#include "runtime/base/arena.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/host.h"
+#include "runtime/base/pages.h"
 #include "runtime/device/device_internal.h"
 
 #include <errno.h>

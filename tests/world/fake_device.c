@@ -1,7 +1,7 @@
 #include "tests/world/fake_device.h"
 #include "tests/world/fake_nccl.h"
 
-#include "runtime/base/arena.h"
+#include "runtime/base/pages.h"
 
 #include <pthread.h>
 #include <stdatomic.h>

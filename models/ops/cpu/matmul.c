@@ -1,7 +1,7 @@
 #include "models/ops/cpu/matmul.h"
 
 #include "models/ops/cpu/amx.h"
-#include "runtime/base/arena.h"
+#include "runtime/base/pages.h"
 
 #include <dlfcn.h>
 #include <oneapi/dnnl/dnnl.h>

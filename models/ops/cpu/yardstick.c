@@ -1,6 +1,6 @@
 #include "models/ops/cpu/cpu.h"
-#include "runtime/base/arena.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/pages.h"
 
 #include <dlfcn.h>
 #include <oneapi/dnnl/dnnl.h>

@@ -20,8 +20,6 @@ enum {
     COLUMN_ROWS = 64,
     RUN_QUANTA = 2, /* that LANES threads go through */
     SUM_QUANTA = RUN_QUANTA * QUANTUM_THREADS / LANES,
-    COUNT_AHEAD = 4,
-    COUNT_QUANTA = 16,
 };
 
 /* ---- where an element is ---- */

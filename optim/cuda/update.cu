@@ -5,6 +5,7 @@
  */
 #include "optim/cuda/update.h"
 
+#include "optim/cuda/checks.cuh"
 #include "optim/cuda/rules.cuh"
 #include "optim/cuda/sums.cuh"
 #include "optim/cuda/wide.cuh"
@@ -78,7 +79,8 @@ static __device__ __forceinline__ float any_step(const update_part &part, size_t
 
 /* ---- kernels ---- */
 
-enum { UPDATE_QUANTA = 4 }; /* of a block of threads */
+/* Of a block of threads; it counts in several rounds of UPDATE_QUANTA. */
+enum { UPDATE_QUANTA = 4, COUNT_QUANTA = 16 };
 
 static __device__ __forceinline__ const update_part &part_of(const update_work &work)
 {
@@ -110,6 +112,15 @@ static __device__ __forceinline__ coded_element load_element(const update_part &
         if (k < part.n_states)
             x.states[k] = load(place_of(part, k, i, true));
     return x;
+}
+
+/* Element i of the part and those that are a quantum further each. */
+static __device__ __forceinline__ void load_quanta(const update_part &part, size_t i,
+                                                   coded_element (&x)[UPDATE_QUANTA])
+{
+    ELEMENT_UNROLL
+    for (int q = 0; q < UPDATE_QUANTA; q++)
+        x[q] = load_element(part, i + q * QUANTUM_THREADS, i + q * QUANTUM_THREADS < part.n);
 }
 
 static __device__ __forceinline__ void decode_states(const update_part &part, size_t i,
@@ -148,10 +159,7 @@ static __global__ void __launch_bounds__(QUANTUM_THREADS)
     const size_t first = quantum * QUANTUM_THREADS + threadIdx.x;
     coded_element x[UPDATE_QUANTA];
 
-    ELEMENT_UNROLL
-    for (int q = 0; q < UPDATE_QUANTA; q++)
-        x[q] =
-            load_element(part, first + q * QUANTUM_THREADS, first + q * QUANTUM_THREADS < part.n);
+    load_quanta(part, first, x);
     ELEMENT_UNROLL
     for (int q = 0; q < UPDATE_QUANTA; q++)
         if ((quantum + q) * QUANTUM_THREADS < part.n)
@@ -187,38 +195,49 @@ static __device__ __forceinline__ void sum_agreeing(const update_part &part, flo
                                                     uint32_t block)
 {
     const size_t first = (size_t)block * COUNT_QUANTA * QUANTUM_THREADS + threadIdx.x;
-    const size_t step = COUNT_AHEAD * QUANTUM_THREADS;
+    const size_t end = first + COUNT_QUANTA * QUANTUM_THREADS;
     int n = 0;
 
-    for (size_t i = first; i < first + COUNT_QUANTA * QUANTUM_THREADS; i += step) {
-        coded_element x[COUNT_AHEAD];
+    for (size_t i = first; i < end; i += UPDATE_QUANTA * QUANTUM_THREADS) {
+        coded_element x[UPDATE_QUANTA];
 
+        load_quanta(part, i, x);
         ELEMENT_UNROLL
-        for (int q = 0; q < COUNT_AHEAD; q++)
-            x[q] = load_element(part, i + q * QUANTUM_THREADS, i + q * QUANTUM_THREADS < part.n);
-        ELEMENT_UNROLL
-        for (int q = 0; q < COUNT_AHEAD; q++)
+        for (int q = 0; q < UPDATE_QUANTA; q++)
             if (i + q * QUANTUM_THREADS < part.n)
                 n += agrees(part, grad_scale, i + q * QUANTUM_THREADS, x[q]);
     }
     sum_elements(part, n);
 }
 
+/* The second moment that the step will have, by its bits. */
+static __device__ __forceinline__ uint32_t moment_of(const update_part &part, float grad_scale,
+                                                     size_t i, const coded_element &x)
+{
+    float s[WORK_STATES];
+
+    decode_states(part, i, x, s);
+    clipped_step(part, x.grad * grad_scale, decode_master(part, x.master), s);
+    return map_key(false, one_nan(s[part.rank1]));
+}
+
 /* All threads must call it. */
 static __device__ __forceinline__ void find_maxima(const update_part &part, float grad_scale,
-                                                   size_t i)
+                                                   uint32_t block)
 {
-    const bool live = i < part.n;
-    const coded_element x = load_element(part, i, live);
-    float s[WORK_STATES];
-    uint32_t key = 0;
+    const size_t quantum = (size_t)block * UPDATE_QUANTA;
+    const size_t first = quantum * QUANTUM_THREADS + threadIdx.x;
+    coded_element x[UPDATE_QUANTA];
 
-    if (live) {
-        decode_states(part, i, x, s);
-        clipped_step(part, x.grad * grad_scale, decode_master(part, x.master), s);
-        key = map_key(false, one_nan(s[part.rank1]));
+    load_quanta(part, first, x);
+    ELEMENT_UNROLL
+    for (int q = 0; q < UPDATE_QUANTA; q++) {
+        const size_t i = first + q * QUANTUM_THREADS;
+        const bool live = i < part.n;
+
+        if ((quantum + q) * QUANTUM_THREADS < part.n)
+            raise_maxima(part, i, live, live ? moment_of(part, grad_scale, i, x[q]) : 0);
     }
-    raise_maxima(part, i, live, key);
 }
 
 static __global__ void __launch_bounds__(QUANTUM_THREADS)
@@ -244,7 +263,7 @@ static __global__ void __launch_bounds__(QUANTUM_THREADS)
         sum_agreeing(part, work.grad_scale, block);
         break;
     case SUM_MAXIMA:
-        find_maxima(part, work.grad_scale, i);
+        find_maxima(part, work.grad_scale, block);
         break;
     default: /* SUM_BITS: nobody else has this element */
         if (i < part.n)
@@ -256,66 +275,6 @@ static __global__ void __launch_bounds__(QUANTUM_THREADS)
 
 /* ---- launchers ---- */
 
-static bool good_states(const update_part *part)
-{
-    bool good = part->n_states >= 0 && part->n_states <= WORK_STATES;
-
-    for (int k = 0; good && k < part->n_states; k++)
-        good = part->codes[k] != NULL && part->codec[k] >= 0 && part->codec[k] < CODE_COUNT &&
-               (part->scales[k] != NULL || part->codec[k] <= CODE_BF16 || k == part->rank1);
-    return good;
-}
-
-/* What a state of rank-1 scales needs. */
-static bool good_rank1(const update_part *part)
-{
-    return part->rank1 < 0 ||
-           (part->rank1 < part->n_states && part->codec[part->rank1] == CODE_LPMM4 &&
-            part->cols > 0 && part->row != NULL && part->col != NULL && part->new_row != NULL &&
-            part->new_col != NULL);
-}
-
-static bool good_part(const update_part *part)
-{
-    return part->n > 0 && part->grad != NULL && part->rule >= 0 && part->rule < RULE_COUNT &&
-           part->master >= 0 && part->master < MASTER_COUNT && good_states(part) &&
-           good_rank1(part) && part->begin % QUANTUM_THREADS == 0 &&
-           (part->low != NULL || part->master == MASTER_BF16SR) &&
-           (part->param != NULL || part->master == MASTER_FP32);
-}
-
-/* The vectors that the rule cannot do without. */
-static bool good_vectors(const update_part *part)
-{
-    const float *const *v = part->vectors;
-
-    switch (part->rule) {
-    case RULE_ADAM_MINI:
-        return v[MINI_DENOMINATOR] != NULL;
-    case RULE_ADAFACTOR:
-    case RULE_CAME:
-        if (v[FACTORED_STEP] == NULL || part->cols == 0)
-            return v[FACTORED_STEP] != NULL && v[FACTORED_ELEMENT] != NULL;
-        return v[FACTORED_ROW_FACTOR] != NULL && v[FACTORED_COL_FACTOR] != NULL &&
-               (part->rule == RULE_ADAFACTOR ||
-                (v[CAME_ROW_FACTOR] != NULL && v[CAME_COL_FACTOR] != NULL));
-    default:
-        return true;
-    }
-}
-
-static bool good_sum(const update_part *part)
-{
-    const bool by_blocks = part->sum == SUM_BLOCKS, by_columns = part->sum == SUM_COLUMNS;
-
-    return part->limbs != NULL && part->value >= 0 && part->value < VALUE_COUNT && part->sum >= 0 &&
-           part->sum < SUM_COUNT && (part->sum == SUM_ELEMENTS) == (part->value == VALUE_AGREES) &&
-           (part->sum == SUM_MAXIMA) == (part->value == VALUE_MOMENT) &&
-           (part->sum != SUM_MAXIMA || part->rank1 >= 0) && (!by_columns || part->cols > 0) &&
-           (!(by_blocks || by_columns) || part->n_sums > 0) &&
-           part->n_blocks >= (by_blocks ? 1 : 0) && part->n_blocks <= WORK_BLOCKS;
-}
-
 enum grid_of { GRID_UPDATE, GRID_WIDE, GRID_SUMS };
 
 /* Blocks of threads for a part. */
@@ -325,7 +284,7 @@ static uint64_t blocks_of(const update_part *part, enum grid_of grid)
 
     if (grid == GRID_WIDE)
         elements *= WIDE;
-    else if (grid == GRID_UPDATE)
+    else if (grid == GRID_UPDATE || part->sum == SUM_MAXIMA)
         elements *= UPDATE_QUANTA;
     else if (part->sum == SUM_BLOCKS || part->sum == SUM_TENSOR)
         elements *= SUM_QUANTA;

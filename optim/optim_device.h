@@ -5,15 +5,15 @@
 
 /*
  * The gradient norm where gradients lie on a device whose memory the host cannot read: the device
- * makes one double per quantum, the same bits as optim_sum_squares makes inside, and the host adds
- * those exactly.  The copy between the two is the caller's.
+ * adds up what optim_sum_squares does, to the same bits, and the host takes the sum.  The copy
+ * between the two is the caller's.
  */
 
-/* sums[q] = sum of squares of quantum q of n gradient elements; both in the device's memory. */
-shoal_status optim_op_quantum_squares(struct schedule *sched, struct device *device,
-                                      struct pool *pool, int unit, struct slot_ref grad, size_t n,
-                                      struct slot_ref sums);
+/* A struct exact_sum, = or with `add` += the squares of n gradient elements; both in the device's memory. */
+shoal_status optim_op_device_squares(struct schedule *sched, struct device *device,
+                                     struct pool *pool, int unit, struct slot_ref grad, size_t n,
+                                     bool add, struct slot_ref sum);
 
-/* Add n_quanta such sums in host memory to *sum.  A sum that is not finite counts as one term. */
-shoal_status optim_op_add_squares(struct schedule *sched, struct pool *pool, int unit,
-                                  struct slot_ref sums, size_t n_quanta, struct exact_sum *sum);
+/* Add such a sum, copied to host memory, to *sum. */
+shoal_status optim_op_take_squares(struct schedule *sched, struct slot_ref taken,
+                                   struct exact_sum *sum);

@@ -76,8 +76,3 @@ typedef void optim_squares_fn(const float *grad, size_t n_quanta, double *sums);
 optim_squares_fn optim_squares_scalar;
 optim_squares_fn optim_squares_avx2;
 optim_squares_fn optim_squares_avx512;
-
-/* The two parts of optim_sum_squares: one double per quantum, and their exact sum. */
-void optim_quantum_squares(struct pool *pool, const float *grad, size_t n_quanta, double *sums);
-void optim_add_quanta(struct pool *pool, const double *sums, size_t n_quanta,
-                      struct exact_sum *sum);

@@ -13,17 +13,20 @@ struct squares_arg {
     const struct plan *plan;
     struct device *device;
     struct pool *pool;
-    struct slot_ref grad, sums;
-    size_t n_quanta;
+    struct slot_ref grad, there; /* the device's sum, or the host's copy of it */
+    size_t n;
+    bool add;
     struct exact_sum *sum;
 };
 
 static shoal_status run_on_cpu(const struct op *op)
 {
     const struct squares_arg *arg = op->arg;
+    struct exact_sum *sum = plan_ref(arg->plan, arg->there);
 
-    optim_quantum_squares(arg->pool, plan_ref(arg->plan, arg->grad), arg->n_quanta,
-                          plan_ref(arg->plan, arg->sums));
+    if (!arg->add)
+        exact_sum_clear(sum);
+    optim_sum_squares(arg->pool, plan_ref(arg->plan, arg->grad), arg->n, sum);
     return SHOAL_OK;
 }
 
@@ -32,9 +35,9 @@ static shoal_status run_on_cuda(const struct op *op)
 {
     const struct squares_arg *arg = op->arg;
 
-    return cuda_quantum_squares(device_cuda_stream(arg->device, QUEUE_COMPUTE),
-                                plan_ref(arg->plan, arg->grad), arg->n_quanta,
-                                plan_ref(arg->plan, arg->sums));
+    return cuda_sum_squares(device_cuda_stream(arg->device, QUEUE_COMPUTE),
+                            plan_ref(arg->plan, arg->grad), arg->n / QUANTUM, arg->add,
+                            plan_ref(arg->plan, arg->there));
 }
 #endif
 
@@ -62,16 +65,17 @@ static shoal_status check_slot(const struct plan *plan, struct slot_ref ref, siz
     return SHOAL_OK;
 }
 
-shoal_status optim_op_quantum_squares(struct schedule *sched, struct device *device,
-                                      struct pool *pool, int unit, struct slot_ref grad, size_t n,
-                                      struct slot_ref sums)
+shoal_status optim_op_device_squares(struct schedule *sched, struct device *device,
+                                     struct pool *pool, int unit, struct slot_ref grad, size_t n,
+                                     bool add, struct slot_ref sum)
 {
     const struct squares_arg arg = {.plan = sched_plan(sched),
                                     .device = device,
                                     .pool = pool,
                                     .grad = grad,
-                                    .sums = sums,
-                                    .n_quanta = n / QUANTUM};
+                                    .there = sum,
+                                    .n = n,
+                                    .add = add};
     struct op op = {.kind = OP_NORM,
                     .lane = LANE_COMPUTE,
                     .unit = unit,
@@ -84,33 +88,32 @@ shoal_status optim_op_quantum_squares(struct schedule *sched, struct device *dev
         return fail(SHOAL_ERR_INTERNAL, "norm: %zu elements are no multiple of the quantum %d", n,
                     (int)QUANTUM);
     SHOAL_TRY(check_slot(arg.plan, grad, n * sizeof(float)));
-    SHOAL_TRY(check_slot(arg.plan, sums, arg.n_quanta * sizeof(double)));
+    SHOAL_TRY(check_slot(arg.plan, sum, sizeof(struct exact_sum)));
     op_uses(&op, grad, ACCESS_READ);
-    op_uses(&op, sums, ACCESS_WRITE);
+    op_uses(&op, sum, ACCESS_WRITE);
     return append(sched, &op, &arg);
 }
 
-static shoal_status run_add(const struct op *op)
+static shoal_status run_take(const struct op *op)
 {
     const struct squares_arg *arg = op->arg;
 
-    optim_add_quanta(arg->pool, plan_ref(arg->plan, arg->sums), arg->n_quanta, arg->sum);
+    exact_sum_merge(arg->sum, plan_ref(arg->plan, arg->there));
     return SHOAL_OK;
 }
 
-shoal_status optim_op_add_squares(struct schedule *sched, struct pool *pool, int unit,
-                                  struct slot_ref sums, size_t n_quanta, struct exact_sum *sum)
+shoal_status optim_op_take_squares(struct schedule *sched, struct slot_ref taken,
+                                   struct exact_sum *sum)
 {
-    const struct squares_arg arg = {
-        .plan = sched_plan(sched), .pool = pool, .sums = sums, .n_quanta = n_quanta, .sum = sum};
+    const struct squares_arg arg = {.plan = sched_plan(sched), .there = taken, .sum = sum};
     struct op op = {.kind = OP_NORM,
                     .lane = LANE_HOST,
-                    .unit = unit,
+                    .unit = -1,
                     .index = -1,
-                    .bytes = n_quanta * sizeof(double),
-                    .run = run_add};
+                    .bytes = sizeof *sum,
+                    .run = run_take};
 
-    SHOAL_TRY(check_slot(arg.plan, sums, n_quanta * sizeof(double)));
-    op_uses(&op, sums, ACCESS_READ);
+    SHOAL_TRY(check_slot(arg.plan, taken, sizeof *sum));
+    op_uses(&op, taken, ACCESS_READ);
     return append(sched, &op, &arg);
 }

@@ -29,23 +29,14 @@ static void share_slots(struct build *build)
         build->host_vectors[unit] = build->vectors[unit];
 }
 
-/* Sums of quanta of one unit's gradient; two of each, so that one is copied while one is made. */
 static shoal_status squares_slots(struct build *build)
 {
-    size_t most = 0;
+    size_t n_bytes = sizeof(struct exact_sum);
+    int id = -1;
 
-    for (int unit = 0; unit < build->n_units; unit++) {
-        size_t n = build_shard_elements(build, unit);
-        most = n > most ? n : most;
-    }
-    for (int i = 0; i < 2; i++) {
-        size_t n_bytes = most / QUANTUM * sizeof(double);
-        int id = -1;
-        SHOAL_TRY(plan_slot(build->plan, "squares", PLAN_SCRATCH, SPACE_PRIVATE, n_bytes, &id));
-        build->squares[i] = slot_at(id, 0);
-        SHOAL_TRY(host_slot(build, PLAN_SCRATCH, n_bytes, "host squares", &build->host_squares[i]));
-    }
-    return SHOAL_OK;
+    SHOAL_TRY(plan_slot(build->plan, "squares", PLAN_SCRATCH, SPACE_PRIVATE, n_bytes, &id));
+    build->squares = slot_at(id, 0);
+    return host_slot(build, PLAN_SCRATCH, n_bytes, "host squares", &build->host_squares);
 }
 
 /* Sums over tensors, and what the host makes of them. */
@@ -160,35 +151,22 @@ shoal_status train_op_losses(struct schedule *sched, const struct build *build,
 
 /* ---- squares of gradients ---- */
 
-static shoal_status squares_of(struct schedule *sched, const struct build *build,
-                               const struct build_env *env, int unit, size_t n, int slot)
-{
-    SHOAL_TRY(optim_op_quantum_squares(sched, env->device, env->pool, unit,
-                                       build->streams[unit].result, n, build->squares[slot]));
-    return train_op_copy(sched, build, env, OP_NORM, build->squares[slot],
-                         build->host_squares[slot], n / QUANTUM * sizeof(double));
-}
-
-/* The device makes the sums of the next unit while the host adds those of the last. */
 shoal_status train_op_squares(struct schedule *sched, const struct build *build,
                               const struct build_env *env, struct exact_sum *squares)
 {
-    int slot = 0, last = -1;
-    size_t n_last = 0;
+    bool any = false;
 
     for (int unit = 0; unit < build->n_units; unit++) {
         size_t n = build_norm_elements(build, unit);
         if (n == 0)
             continue;
-        SHOAL_TRY(squares_of(sched, build, env, unit, n, slot));
-        if (last >= 0)
-            SHOAL_TRY(optim_op_add_squares(sched, env->pool, last, build->host_squares[!slot],
-                                           n_last / QUANTUM, squares));
-        last = unit;
-        n_last = n;
-        slot = !slot;
+        SHOAL_TRY(optim_op_device_squares(sched, env->device, env->pool, unit,
+                                          build->streams[unit].result, n, any, build->squares));
+        any = true;
     }
-    return last < 0 ? SHOAL_OK
-                    : optim_op_add_squares(sched, env->pool, last, build->host_squares[!slot],
-                                           n_last / QUANTUM, squares);
+    if (!any)
+        return SHOAL_OK;
+    SHOAL_TRY(train_op_copy(sched, build, env, OP_NORM, build->squares, build->host_squares,
+                            sizeof *squares));
+    return optim_op_take_squares(sched, build->host_squares, squares);
 }

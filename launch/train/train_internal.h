@@ -110,7 +110,7 @@ struct build {
 
     /* What host code fills and reads: the slots above, or slots of their own in SPACE_HOST. */
     struct slot_ref host_tokens, host_targets, host_row_loss, host_logits, host_token;
-    struct slot_ref squares[2], host_squares[2]; /* sums of quanta; only with separate memory */
+    struct slot_ref squares, host_squares; /* a struct exact_sum; only with separate memory */
 };
 
 /* What the makers of operations need of the run; NULL members in a dry plan. */

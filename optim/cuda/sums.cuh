@@ -7,12 +7,8 @@
  * the limb gets anyway, so the bounds on its terms (stats_internal.h, exact_sum.h) hold for it, too.
  */
 #include "optim/cuda/codecs.cuh"
+#include "optim/cuda/limbs.cuh"
 #include "optim/element_rules.h"
-#include "optim/element_sums.h"
-
-extern "C" {
-#include "runtime/base/exact_sum.h"
-}
 
 enum {
     LANES = 16,
@@ -176,24 +172,11 @@ static __device__ __forceinline__ double square_of(float x)
     return (double)x * (double)x;
 }
 
-static __device__ __forceinline__ void add_to(int64_t *limb, int64_t x)
-{
-    atomicAdd((unsigned long long *)limb, (unsigned long long)x);
-}
-
 static __device__ __forceinline__ void add_limbs(const update_part &part, uint64_t sum,
                                                  const int64_t *limbs)
 {
     for (int k = 0; k < LIMBS; k++)
         add_to(&part.limbs[sum + k * part.n_sums], limbs[k]);
-}
-
-static __device__ __forceinline__ void add_exactly(int64_t *limbs, const exact_term &term)
-{
-    if (term.first < 0)
-        add_to(&limbs[EXACT_SUM_LIMBS], 1);
-    for (int k = 0; term.first >= 0 && k < 3; k++)
-        add_to(&limbs[term.first + k], term.limbs[k]);
 }
 
 /*
@@ -276,29 +259,24 @@ static __device__ __forceinline__ void sum_blocks(const update_part &part, float
     }
 }
 
-/* All threads must call it.  A term's first limb is where its exponent says: limbs are shared. */
+/* All threads must call it. */
 static __device__ __forceinline__ void sum_tensor(const update_part &part, float grad_scale,
                                                   uint32_t block)
 {
-    __shared__ int64_t limbs[EXACT_SUM_LIMBS + 1];
-    const uint32_t t = threadIdx.x;
+    __shared__ int64_t limbs[EXACT_LIMBS];
     size_t begin = 0, end = 0;
 
-    if (t < EXACT_SUM_LIMBS + 1)
-        limbs[t] = 0;
-    __syncthreads();
+    clear_limbs(limbs);
     lane_range(part, block, &begin, &end);
     for (int q = 0; q < RUN_QUANTA; q++) {
         const size_t stop = quantum_end(begin, end);
         const exact_term term = exact_term_of(run_sum(part, grad_scale, begin, stop));
 
-        if (begin < end && t % LANES == 0)
+        if (begin < end && threadIdx.x % LANES == 0)
             add_exactly(limbs, term);
         begin = stop;
     }
-    __syncthreads();
-    if (t < EXACT_SUM_LIMBS + 1 && limbs[t] != 0)
-        add_to(&part.limbs[t], limbs[t]);
+    give_limbs(limbs, part.limbs);
 }
 
 /* `n` of the thread's elements agree; all threads must call it. */

@@ -184,8 +184,8 @@ static void sums(int i, enum element_codec code, enum element_master master)
 
 static void squares(size_t n_quanta)
 {
-    expect(cuda_quantum_squares(NULL, array(DTYPE_F32, (int64_t)n_quanta * QUANTUM), n_quanta,
-                                scratch(n_quanta * sizeof(double))),
+    expect(cuda_sum_squares(NULL, array(DTYPE_F32, (int64_t)n_quanta * QUANTUM), n_quanta, false,
+                            scratch(sizeof(struct exact_sum))),
            "squares");
     done("squares");
 }

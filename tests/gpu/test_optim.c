@@ -4,6 +4,7 @@
 #include "tests/gpu/optim_rig.h"
 
 #include <criterion/criterion.h>
+#include <math.h>
 #include <string.h>
 
 /*
@@ -56,26 +57,47 @@ Test(gpu_optim, gives_the_bytes_of_the_cpu_where_gradients_are_no_numbers)
                 WITH_CORNERS);
 }
 
-Test(gpu_optim, sums_the_squares_of_quanta_as_the_cpu)
+/* Less than a block of threads takes, all of it, and more; two launches; NaN and infinities. */
+static void check_squares(size_t n_quanta, bool finite)
 {
-    enum { N_QUANTA = 37 };
-    static float grad[N_QUANTA * QUANTUM];
-    static double got[N_QUANTA], want[N_QUANTA];
-    void *x = NULL, *sums = NULL;
+    enum { MOST = 300 };
+    static float grad[MOST * QUANTUM];
+    const size_t half = n_quanta / 2;
+    struct exact_sum got, want;
+    void *x = NULL, *sum = NULL;
+
+    for (size_t i = 0; i < n_quanta * QUANTUM; i++)
+        grad[i] = (float)((int)i % 977 - 400) * (i % 3 == 0 ? 0x1p-70f : 1.3e-3f);
+    if (!finite) {
+        grad[3] = -INFINITY;
+        grad[n_quanta * QUANTUM - 1] = NAN;
+    }
+    EXPECT_CUDA(cudaMalloc(&x, n_quanta * QUANTUM * sizeof *grad));
+    EXPECT_CUDA(cudaMalloc(&sum, sizeof got));
+    EXPECT_CUDA(cudaMemsetAsync(sum, 0xff, sizeof got, NULL));
+    EXPECT_CUDA(cudaMemcpy(x, grad, n_quanta * QUANTUM * sizeof *grad, cudaMemcpyHostToDevice));
+    cr_assert_eq(cuda_sum_squares(NULL, x, half, false, sum), SHOAL_OK);
+    cr_assert_eq(cuda_sum_squares(NULL, (float *)x + half * QUANTUM, n_quanta - half, true, sum),
+                 SHOAL_OK);
+    EXPECT_CUDA(cudaDeviceSynchronize());
+    EXPECT_CUDA(cudaMemcpy(&got, sum, sizeof got, cudaMemcpyDeviceToHost));
+    exact_sum_clear(&want);
+    optim_sum_squares(NULL, grad, n_quanta * QUANTUM, &want);
+    cr_assert_arr_eq(&got, &want, sizeof want, "%zu quanta", n_quanta);
+    cr_assert_eq(got.nonfinite, finite ? 0 : 2);
+    cudaFree(x);
+    cudaFree(sum);
+}
+
+Test(gpu_optim, sums_squares_exactly_as_the_cpu)
+{
+    static const size_t counts[] = {1, 2, 37, 128, 256, 300};
 
     gpu_require();
-    for (int i = 0; i < N_QUANTA * QUANTUM; i++)
-        grad[i] = (float)(i % 977 - 400) * (i % 3 == 0 ? 0x1p-70f : 1.3e-3f);
-    EXPECT_CUDA(cudaMalloc(&x, sizeof grad));
-    EXPECT_CUDA(cudaMalloc(&sums, sizeof got));
-    EXPECT_CUDA(cudaMemcpy(x, grad, sizeof grad, cudaMemcpyHostToDevice));
-    cr_assert_eq(cuda_quantum_squares(NULL, x, N_QUANTA, sums), SHOAL_OK);
-    EXPECT_CUDA(cudaDeviceSynchronize());
-    EXPECT_CUDA(cudaMemcpy(got, sums, sizeof got, cudaMemcpyDeviceToHost));
-    optim_squares_scalar(grad, N_QUANTA, want);
-    cr_assert_arr_eq(got, want, sizeof want);
-    cudaFree(x);
-    cudaFree(sums);
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        check_squares(counts[i], true);
+        check_squares(counts[i], false);
+    }
 }
 
 Test(gpu_optim, refuses_work_that_is_not_whole)

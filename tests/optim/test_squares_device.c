@@ -7,11 +7,11 @@
 #include <string.h>
 
 /*
- * The gradient norm in two parts, on every device that this machine has: the same bits as in one
- * part on the host.
+ * The gradient norm on every device that this machine has: the same bits as on the host, numbers that
+ * are not finite included.
  */
 
-enum { N_QUANTA = 1203, N = N_QUANTA * QUANTUM };
+enum { N_QUANTA = 1203, FIRST_QUANTA = 500, N = N_QUANTA * QUANTUM };
 
 static float grad[N];
 static struct pool *pool;
@@ -19,13 +19,13 @@ static struct plan *plan;
 static struct schedule *sched;
 static struct device *device;
 static void *memory;
-static double sums[N_QUANTA];
-static int slots[3]; /* gradient, sums, sums on the host */
+static struct exact_sum taken;
+static int slots[3]; /* gradient, sum, sum on the host */
 
 static void setup(void)
 {
     const enum space spaces[] = {SPACE_PRIVATE, SPACE_PRIVATE, SPACE_HOST};
-    const size_t sizes[] = {sizeof grad, sizeof sums, sizeof sums};
+    const size_t sizes[] = {sizeof grad, sizeof taken, sizeof taken};
 
     rng_fill_normal(6, RNG_STREAM_INIT, 0, 0, N, 1.0f, grad);
     for (int i = 0; i < N; i++)
@@ -34,7 +34,7 @@ static void setup(void)
     cr_assert_eq(plan_create(&plan), SHOAL_OK);
     for (int i = 0; i < 3; i++)
         cr_assert_eq(plan_slot(plan, "slot", PLAN_GRAD, spaces[i], sizes[i], &slots[i]), SHOAL_OK);
-    plan_bind(plan, SPACE_HOST, sums);
+    plan_bind(plan, SPACE_HOST, &taken);
     cr_assert_eq(sched_create("norm", plan, &sched), SHOAL_OK);
 }
 
@@ -53,7 +53,7 @@ TestSuite(squares_device, .init = setup, .fini = teardown);
 static shoal_status run_copy(const struct op *op)
 {
     (void)op;
-    return device_copy(device, QUEUE_D2H, sums, plan_ptr(plan, slots[1], 0), sizeof sums);
+    return device_copy(device, QUEUE_D2H, &taken, plan_ptr(plan, slots[1], 0), sizeof taken);
 }
 
 static void check_on(const char *name)
@@ -69,64 +69,86 @@ static void check_on(const char *name)
                  SHOAL_OK);
     exact_sum_clear(&got);
     exact_sum_clear(&want);
-    cr_assert_eq(optim_op_quantum_squares(sched, device, pool, 0, slot_at(slots[0], 0), N,
-                                          slot_at(slots[1], 0)),
-                 SHOAL_OK);
+    for (int part = 0; part < 2; part++) {
+        const size_t first = part == 0 ? 0 : FIRST_QUANTA * QUANTUM;
+        const size_t n = part == 0 ? FIRST_QUANTA * QUANTUM : N - first;
+        cr_assert_eq(optim_op_device_squares(sched, device, pool, 0,
+                                             slot_at(slots[0], first * sizeof *grad), n, part > 0,
+                                             slot_at(slots[1], 0)),
+                     SHOAL_OK);
+    }
     op_uses(&copy, slot_at(slots[1], 0), ACCESS_READ);
     op_uses(&copy, slot_at(slots[2], 0), ACCESS_WRITE);
     cr_assert_eq(sched_append(sched, &copy), SHOAL_OK);
-    cr_assert_eq(optim_op_add_squares(sched, pool, 0, slot_at(slots[2], 0), N_QUANTA, &got),
-                 SHOAL_OK);
+    cr_assert_eq(optim_op_take_squares(sched, slot_at(slots[2], 0), &got), SHOAL_OK);
     exec_use_device(sched, device);
-    cr_assert_eq(exec_run(sched), SHOAL_OK, "%s", shoal_last_error());
+    /* Twice: what the first run left in the device's sum must be gone. */
+    for (int run = 0; run < 2; run++) {
+        exact_sum_clear(&got);
+        cr_assert_eq(exec_run(sched), SHOAL_OK, "%s", shoal_last_error());
+    }
     optim_sum_squares(pool, grad, N, &want);
-    cr_assert_gt(exact_sum_value(&want), 0);
     cr_assert_arr_eq(&got, &want, sizeof want);
+}
+
+/* With the gradient as it is, and with numbers that are not finite in it. */
+static void check(const char *name, bool finite)
+{
+    if (!finite) {
+        grad[7] = INFINITY;
+        grad[N - 1] = NAN;
+        grad[N - 2] = -INFINITY;
+    }
+    check_on(name);
+    cr_assert_eq(isfinite(exact_sum_value(&taken)), finite);
+    cr_assert_eq(taken.nonfinite, finite ? 0 : 3);
 }
 
 Test(squares_device, on_the_host_are_those_of_one_pass)
 {
-    check_on("cpu");
+    check("cpu", true);
 }
 
 Test(squares_device, behind_copies_are_those_of_the_host)
 {
     setenv("SHOAL_TEST_DEVICE", "remote", 1);
-    check_on("auto");
+    check("auto", true);
+}
+
+Test(squares_device, behind_copies_lose_no_infinity)
+{
+    setenv("SHOAL_TEST_DEVICE", "remote", 1);
+    check("auto", false);
 }
 
 Test(squares_device, on_a_gpu_are_those_of_the_host)
 {
     if (strcmp(device_auto_name(), "cuda") != 0)
         cr_skip_test("no CUDA device");
-    check_on("cuda");
+    check("cuda", true);
 }
 
-Test(squares_device, a_sum_that_is_not_finite_is_not_lost)
+Test(squares_device, on_a_gpu_lose_no_infinity)
 {
-    struct exact_sum sum;
-
-    exact_sum_clear(&sum);
-    sums[700] = INFINITY;
-    sums[N_QUANTA - 1] = NAN;
-    cr_assert_eq(optim_op_add_squares(sched, pool, 0, slot_at(slots[2], 0), N_QUANTA, &sum),
-                 SHOAL_OK);
-    cr_assert_eq(device_open("cpu", 0, &device), SHOAL_OK);
-    cr_assert_eq(exec_run(sched), SHOAL_OK);
-    cr_assert_eq(sum.nonfinite, 2);
-    cr_assert_not(isfinite(exact_sum_value(&sum)));
+    if (strcmp(device_auto_name(), "cuda") != 0)
+        cr_skip_test("no CUDA device");
+    check("cuda", false);
 }
 
 Test(squares_device, refuses_slots_that_are_too_small)
 {
+    const struct slot_ref small = slot_at(slots[1], 4096);
+
     cr_assert_eq(device_open("cpu", 0, &device), SHOAL_OK);
-    cr_assert_eq(optim_op_quantum_squares(sched, device, pool, 0, slot_at(slots[0], 0), 2 * N,
-                                          slot_at(slots[1], 0)),
+    cr_assert_eq(optim_op_device_squares(sched, device, pool, 0, slot_at(slots[0], 0), 2 * N, false,
+                                         slot_at(slots[1], 0)),
                  SHOAL_ERR_INTERNAL);
-    cr_assert_eq(optim_op_quantum_squares(sched, device, pool, 0, slot_at(slots[0], 0), N - 1,
-                                          slot_at(slots[1], 0)),
+    cr_assert_eq(optim_op_device_squares(sched, device, pool, 0, slot_at(slots[0], 0), N - 1, false,
+                                         slot_at(slots[1], 0)),
                  SHOAL_ERR_INTERNAL);
-    cr_assert_eq(optim_op_add_squares(sched, pool, 0, slot_at(slots[2], 4096), N_QUANTA, NULL),
-                 SHOAL_ERR_INTERNAL);
+    cr_assert_eq(
+        optim_op_device_squares(sched, device, pool, 0, slot_at(slots[0], 0), N, false, small),
+        SHOAL_ERR_INTERNAL);
+    cr_assert_eq(optim_op_take_squares(sched, slot_at(slots[2], 4096), NULL), SHOAL_ERR_INTERNAL);
     cr_assert_eq(sched_count(sched), 0);
 }

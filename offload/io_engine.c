@@ -142,11 +142,23 @@ static void request_release(struct io_engine *engine, struct io_request *r)
     engine->free = r;
 }
 
-/* The ring has as many entries as there are requests, so an entry is always free. */
+/* Hand over every entry that is ready; 0 or a negative error. */
+static int submit_all(struct io_uring *ring)
+{
+    int rc = 0;
+
+    do
+        rc = io_uring_submit(ring);
+    while (rc == -EINTR || rc == -EAGAIN || rc == -EBUSY ||
+           (rc > 0 && io_uring_sq_ready(ring) > 0));
+    return rc < 0 ? rc : 0;
+}
+
+/* The ring has as many entries as there are requests, so that one is free unless submitting fails. */
 static void ring_submit(struct io_engine *engine, struct io_request *r)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&engine->ring);
-    int rc = 0;
+    int rc = -EBUSY;
 
     if (sqe != NULL) {
         if (r->write)
@@ -154,16 +166,19 @@ static void ring_submit(struct io_engine *engine, struct io_request *r)
         else
             io_uring_prep_read(sqe, request_fd(r), r->data, (unsigned)r->n_bytes, r->offset);
         io_uring_sqe_set_data(sqe, r);
-        do
-            rc = io_uring_submit(&engine->ring);
-        while (rc == -EINTR || rc == -EAGAIN || rc == -EBUSY);
+        rc = submit_all(&engine->ring);
     }
-    if (sqe != NULL && rc >= 0) {
+    if (rc == 0) {
         engine->in_flight++;
         return;
     }
-    note_failure(engine, r, sqe == NULL ? EBUSY : -rc, false);
+    note_failure(engine, r, -rc, false);
     request_release(engine, r);
+    if (sqe == NULL)
+        return;
+    /* It goes with the next one, when the caller's buffer may be something else. */
+    io_uring_prep_nop(sqe);
+    io_uring_sqe_set_data(sqe, NULL);
 }
 
 /* Take one completion, waiting for it. */
@@ -187,6 +202,8 @@ static void ring_reap(struct io_engine *engine)
     long result = cqe->res;
 
     io_uring_cqe_seen(&engine->ring, cqe);
+    if (r == NULL)
+        return; /* of an entry that could not be submitted in time */
     engine->in_flight--;
     if (request_advance(engine, r, result))
         ring_submit(engine, r);

@@ -69,8 +69,9 @@ function(shoal_folder name)
     endif()
 endfunction()
 
-# shoal_test(NAME SOURCES... LINKS folders...): a Criterion binary, one ctest entry.  One whose name
-# holds the word gpu or cudnn gets ctest's label gpu in builds with CUDA.
+# shoal_test(NAME SOURCES... LINKS folders... [TIMEOUT seconds]): a Criterion binary, one ctest entry,
+# which may take SHOAL_TEST_PATIENCE times as long.  One whose name holds the word gpu or cudnn gets
+# ctest's label gpu in builds with CUDA.
 function(shoal_test name)
     cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;LINKS" ${ARGN})
     add_executable(test_${name} ${arg_SOURCES})
@@ -84,6 +85,9 @@ function(shoal_test name)
     endif()
     if(SHOAL_SANITIZE)
         math(EXPR arg_TIMEOUT "4 * ${arg_TIMEOUT}")
+    endif()
+    if(SHOAL_TEST_PATIENCE)
+        math(EXPR arg_TIMEOUT "${SHOAL_TEST_PATIENCE} * ${arg_TIMEOUT}")
     endif()
     add_test(NAME ${name} COMMAND test_${name})
     set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT})

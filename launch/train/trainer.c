@@ -398,6 +398,8 @@ void train_close(struct trainer *trainer, shoal_status status)
         comm_fail(trainer->comm, status);
     metrics_close(trainer->metrics);
     ckpt_store_close(trainer->store);
+    /* Before the memory goes: after a failure a transport may still be at work on it. */
+    comm_close(trainer->comm, status);
     sched_destroy(trainer->step);
     sched_destroy(trainer->eval);
     sched_destroy(trainer->decode);
@@ -410,7 +412,6 @@ void train_close(struct trainer *trainer, shoal_status status)
     model_destroy(trainer->model);
     free(trainer->config_yaml);
     free(trainer->model_json);
-    comm_close(trainer->comm, status);
     device_close(trainer->device);
     pool_destroy(trainer->pool);
     free(trainer);

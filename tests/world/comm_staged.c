@@ -294,7 +294,6 @@ int main(int argc, char **argv)
         fprintf(stderr, "learned by %d: %d %s\n", rank, (int)status, shoal_last_error());
     comm_close(comm, status);
     free(host);
-    if (status == SHOAL_OK)
-        device_close(device);
+    device_close(device);
     return shoal_exit_code(status);
 }

@@ -70,15 +70,13 @@ static shoal_status bias_describe(const struct cublas *cublas, struct cublas_pla
                        "set BIAS_POINTER");
 }
 
-/* What GELU takes has the result's type and layout. */
+/* What GELU takes has the result's layout and, by default, its type: to say so is for fp8 alone, and may
+ * be refused by the product itself (cublasLt.h). */
 static shoal_status aux_describe(const struct cublas *cublas, struct cublas_plan *plan)
 {
-    const int32_t type = (int32_t)type_of(plan->shape.out);
     const int64_t ld = plan->shape.ldc;
     const void *aligned = cublas->workspace;
 
-    SHOAL_TRY(set_product(plan->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE, &type,
-                          sizeof type, "set EPILOGUE_AUX_DATA_TYPE"));
     SHOAL_TRY(set_product(plan->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld, sizeof ld,
                           "set EPILOGUE_AUX_LD"));
     return set_product(plan->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aligned,

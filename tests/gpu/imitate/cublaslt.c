@@ -25,7 +25,6 @@ struct product {
     cublasOperation_t a, b;
     cublasLtEpilogue_t epilogue;
     void *bias; /* or its gradient, which is written */
-    cudaDataType_t aux_type;
     int64_t aux_ld;
     void *aux;
 };
@@ -108,7 +107,6 @@ cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *product, cublasCom
     *p = (struct product){.compute = compute,
                           .scale = scale,
                           .bias_type = (cudaDataType_t)-1,
-                          .aux_type = (cudaDataType_t)-1,
                           .epilogue = CUBLASLT_EPILOGUE_DEFAULT};
     *product = (cublasLtMatmulDesc_t)(void *)p;
     return CUBLAS_STATUS_SUCCESS;
@@ -143,9 +141,6 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t product,
     case CUBLASLT_MATMUL_DESC_BIAS_POINTER:
         place = &p->bias;
         size = sizeof p->bias;
-        break;
-    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_DATA_TYPE:
-        place = &p->aux_type;
         break;
     case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD:
         place = &p->aux_ld;
@@ -226,8 +221,7 @@ static cublasStatus_t check_epilogue(const struct product *p, const struct layou
         return CUBLAS_STATUS_NOT_SUPPORTED;
     }
     if (has(p, CUBLASLT_EPILOGUE_GELU_AUX) || has(p, CUBLASLT_EPILOGUE_DGELU))
-        if (p->aux == NULL || p->aux_type != d->type || p->aux_ld % 8 != 0 ||
-            p->aux_ld < (int64_t)d->rows)
+        if (p->aux == NULL || p->aux_ld % 8 != 0 || p->aux_ld < (int64_t)d->rows)
             return CUBLAS_STATUS_INVALID_VALUE;
     /* A bias and its gradient have the result's type. */
     if (has(p, CUBLASLT_EPILOGUE_BIAS) || has(p, CUBLASLT_EPILOGUE_BGRADB))
@@ -343,8 +337,9 @@ static double gelu(double x, double *slope_out)
     return 0.5 * x * (1.0 + t);
 }
 
-/* Element (row, col) of D, from the sum. */
-static double finish(const struct product *p, int64_t row, int64_t col, double sum)
+/* Element (row, col) of D, from the sum; what GELU takes has its type. */
+static double finish(const struct product *p, cudaDataType_t type, int64_t row, int64_t col,
+                     double sum)
 {
     const int64_t i = col * p->aux_ld + row;
     double slope = 0.0;
@@ -352,11 +347,11 @@ static double finish(const struct product *p, int64_t row, int64_t col, double s
     if (has(p, CUBLASLT_EPILOGUE_BIAS))
         sum += load(p->bias_type, p->bias, row);
     if (has(p, CUBLASLT_EPILOGUE_GELU_AUX)) {
-        store(p->aux_type, p->aux, i, sum);
+        store(type, p->aux, i, sum);
         return gelu(sum, &slope);
     }
     if (has(p, CUBLASLT_EPILOGUE_DGELU)) {
-        gelu(load(p->aux_type, p->aux, i), &slope);
+        gelu(load(type, p->aux, i), &slope);
         return sum * slope;
     }
     return sum;
@@ -389,7 +384,7 @@ static void run_multiplication(const void *issued)
             sum *= (double)m->alpha;
             if (m->beta != 0.0f)
                 sum += (double)m->beta * load(m->c.type, m->C, col * m->c.ld + row);
-            store(m->d.type, m->D, col * m->d.ld + row, finish(p, row, col, sum));
+            store(m->d.type, m->D, col * m->d.ld + row, finish(p, m->d.type, row, col, sum));
         }
     }
     imitate.products++;

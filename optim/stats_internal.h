@@ -32,7 +32,6 @@
 enum {
     STATS_MAX_TERMS = 1 << 23,
     STATS_MAX_BLOCK = 1 << 30, /* below 2^22 quanta, 2 more where it begins and ends inside one */
-    EXACT_LIMBS = EXACT_SUM_LIMBS + 1,
 };
 
 static const int64_t STATS_MAX_ELEMENTS = (int64_t)1 << 38;

@@ -11,10 +11,7 @@
  * Checkpoints hold x as "master", as it is what everybody wants who opens one, and y as "y".
  */
 
-/*
- * Elements at a time: each piece is three or four copies, for which a device takes some ten
- * microseconds besides their bytes.
- */
+/* Elements at a time: for a device each piece is three or four copies that wait for one another. */
 enum { PART = 32 * 1024 };
 
 static bool averages(const struct build *build, int tensor)

@@ -77,18 +77,17 @@ static size_t process_bytes(const struct trainer *trainer)
 
 static shoal_status check_device_fits(struct trainer *trainer)
 {
-    size_t have = 0, total = 0, need = run_device_bytes(trainer);
-    size_t sharing = (size_t)comm_device_ranks(trainer->comm);
+    const struct device_taken *taken = &trainer->taken;
+    size_t have = taken->left, sharing = (size_t)comm_device_ranks(trainer->comm);
+    size_t need = run_device_bytes(trainer) * sharing;
 
-    SHOAL_TRY(trainer->device->ops->memory(trainer->device, &have, &total));
-    trainer->device_base = have;
-    need *= sharing;
     if (need <= have)
         return SHOAL_OK;
     fail(SHOAL_ERR_NOMEM,
          "memory: the plan needs %.2f GiB of the device for %zu rank(s), %.2f of %.2f GiB are free",
-         (double)need / (1 << 30), sharing, (double)have / (1 << 30), (double)total / (1 << 30));
-    taken_explain(&trainer->taken, SHOAL_ERR_NOMEM);
+         (double)need / (1 << 30), sharing, (double)have / (1 << 30),
+         (double)taken->total / (1 << 30));
+    taken_explain(taken, SHOAL_ERR_NOMEM);
     return fail_hint(SHOAL_ERR_NOMEM,
                      "try parallel.recompute=full, parallel.zero=3 or a smaller batch.micro");
 }
@@ -274,10 +273,7 @@ void train_memory_log_plan(const struct trainer *trainer)
     }
 }
 
-/*
- * What the device lost since the plan's memory was taken: that of its ranks; other processes on it count
- * too.
- */
+/* What the device lost since it was last measured, to all its ranks; other processes on it count too. */
 static shoal_status log_device(struct trainer *trainer)
 {
     size_t left = 0, total = 0;
@@ -286,7 +282,7 @@ static shoal_status log_device(struct trainer *trainer)
     if (!trainer->policy.separate || trainer->device->ops->expose != NULL)
         return SHOAL_OK;
     SHOAL_TRY(trainer->device->ops->memory(trainer->device, &left, &total));
-    double used = (double)trainer->device_base - (double)left;
+    double used = (double)trainer->taken.left - (double)left;
     log_line("memory", "device: planned %.1f MiB, measured %.1f MiB (%+.2f %%)", mib(planned),
              used / (1 << 20), 100.0 * (used - (double)planned) / (double)planned);
     return SHOAL_OK;

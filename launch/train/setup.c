@@ -171,14 +171,14 @@ static enum recompute recompute_of(const struct config *config)
 }
 
 /* Recomputation must not change a bit. */
-static shoal_status check_epilogue(const struct config *config)
+static shoal_status check_epilogue(const struct config *config, enum recompute recompute)
 {
-    if (strcmp(config->run.epilogue, "full") != 0 || recompute_of(config) == RECOMPUTE_NONE)
+    if (strcmp(config->run.epilogue, "full") != 0 || recompute == RECOMPUTE_NONE)
         return SHOAL_OK;
     fail(SHOAL_ERR_CONFIG,
          "run.epilogue: full makes GELU of sums that are gone when parallel.recompute: %s makes it "
          "again",
-         config->parallel.recompute);
+         recompute_name(recompute));
     return fail_hint(SHOAL_ERR_CONFIG, "set parallel.recompute to none, or run.epilogue to bias");
 }
 
@@ -198,7 +198,7 @@ shoal_status setup_policy(const struct config *config, const struct model_config
         .sample_tokens = longest_sample(config, model),
         .grad_clip = config->optimizer.grad_clip,
     };
-    SHOAL_TRY(check_epilogue(config));
+    SHOAL_TRY(check_epilogue(config, out->recompute));
     SHOAL_TRY(batch_arithmetic(config, n_ranks, out));
     out->shards_states = out->stage >= 1 && n_ranks > 1;
     out->shards_params = out->stage == 3 && n_ranks > 1;

@@ -229,7 +229,6 @@ struct trainer {
     void *memory;               /* SPACE_PRIVATE */
     void *host_memory;          /* SPACE_HOST */
     struct device_taken taken;  /* of a device with memory of its own */
-    size_t device_base;         /* free bytes of the device before the plan's memory was taken */
     uint64_t library_bytes;     /* what the libraries take for a moment in a matmul */
     uint64_t peak_bytes;        /* most of the process' own pages after a step or a save */
     uint64_t base_bytes;        /* of the process and its libraries, without the plan's memory */

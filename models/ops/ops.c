@@ -147,20 +147,24 @@ shoal_status op_linear_backward_input(struct ops *ops, struct linear_shape s, co
            ops->table->linear_backward_input(ops, s, dy, w, dx, scratch));
 }
 
+static bool has_linear_gelu(const struct ops *ops, enum dtype dtype)
+{
+    return ops->table->has_linear_gelu != NULL && ops->table->has_linear_gelu(ops, dtype);
+}
+
 shoal_status op_linear_gelu_prepare(struct ops *ops, struct linear_shape up, bool bias,
                                     struct linear_shape down)
 {
     SHOAL_TRY(check_linear("linear gelu", &up));
     SHOAL_TRY(check_linear("linear gelu", &down));
-    if (ops->table->linear_gelu_prepare == NULL)
-        return SHOAL_OK;
-    return ops->table->linear_gelu_prepare(ops, up, bias, down);
+    return has_linear_gelu(ops, up.dtype) ? ops->table->linear_gelu_prepare(ops, up, bias, down)
+                                          : SHOAL_OK;
 }
 
 shoal_status op_linear_gelu(struct ops *ops, struct linear_shape s, const void *x, const void *w,
                             const void *bias, void *up, void *act, void *scratch)
 {
-    if (ops->table->linear_gelu == NULL) {
+    if (!has_linear_gelu(ops, s.dtype)) {
         SHOAL_TRY(op_linear(ops, s, x, w, bias, up, scratch));
         return op_gelu(ops, s.rows * s.out, s.dtype, up, act);
     }
@@ -173,7 +177,7 @@ shoal_status op_linear_gelu(struct ops *ops, struct linear_shape s, const void *
 shoal_status op_linear_backward_input_gelu(struct ops *ops, struct linear_shape s, const void *dy,
                                            const void *w, const void *up, void *dup, void *scratch)
 {
-    if (ops->table->linear_backward_input_gelu == NULL) {
+    if (!has_linear_gelu(ops, s.dtype)) {
         SHOAL_TRY(op_linear_backward_input(ops, s, dy, w, dup, scratch));
         return op_gelu_backward(ops, s.rows * s.in, s.dtype, up, dup, dup);
     }

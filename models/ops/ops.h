@@ -176,13 +176,14 @@ shoal_status op_rope_prepare(struct ops *ops, int64_t T_max, int D, double theta
 shoal_status op_rope(struct ops *ops, struct attention_shape s, double theta,
                      int64_t first_position, bool inverse, void *qkv);
 
+/* Choose how a shape runs, and refuse one that cannot run here; idempotent. */
+shoal_status op_attention_prepare(struct ops *ops, struct attention_shape s);
+
 /*
  * Causal attention, scale 1/sqrt(D), query head h reads key/value head h / (H/K).
  * qkv packed [B, T, (H + 2K) * D] (q heads, k heads, v heads); y [B, T, H * D]; lse [B, H, T]
  * fp32 = log-sum-exp of the scaled scores.  Blocked over queries: never holds T x T.
  */
-/* Choose how a shape runs, and refuse one that cannot run here; idempotent. */
-shoal_status op_attention_prepare(struct ops *ops, struct attention_shape s);
 size_t op_attention_scratch_bytes(const struct ops *ops, struct attention_shape s);
 shoal_status op_attention(struct ops *ops, struct attention_shape s, const void *qkv, void *y,
                           float *lse, void *scratch);

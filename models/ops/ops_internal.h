@@ -25,8 +25,9 @@ struct ops_vtable {
                                const void *bias, const float *residual, float *y, void *scratch);
     shoal_status (*linear_backward_input)(struct ops *ops, struct linear_shape s, const void *dy,
                                           const void *w, void *dx, void *scratch);
-    /* Optional, all three or none: NULL stands for linear and gelu, or linear_backward_input and
-     * gelu_backward, one after the other. */
+    /* GELU and its gradient inside products, for types of which the first says so (NULL: none); for
+     * others linear and gelu, linear_backward_input and gelu_backward, one after the other. */
+    bool (*has_linear_gelu)(const struct ops *ops, enum dtype dtype);
     shoal_status (*linear_gelu_prepare)(struct ops *ops, struct linear_shape up, bool bias,
                                         struct linear_shape down);
     shoal_status (*linear_gelu)(struct ops *ops, struct linear_shape s, const void *x,

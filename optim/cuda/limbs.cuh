@@ -10,8 +10,6 @@ extern "C" {
 #include "runtime/base/exact_sum.h"
 }
 
-enum { EXACT_LIMBS = EXACT_SUM_LIMBS + 1 }; /* the last one counts terms that are not finite */
-
 static __device__ __forceinline__ void add_to(int64_t *limb, int64_t x)
 {
     atomicAdd((unsigned long long *)limb, (unsigned long long)x);

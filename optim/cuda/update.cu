@@ -245,7 +245,6 @@ static __global__ void __launch_bounds__(QUANTUM_THREADS)
 {
     const update_part &part = part_of(work);
     const uint32_t block = blockIdx.x - part.first_block;
-    const size_t i = (size_t)block * QUANTUM_THREADS + threadIdx.x;
 
     if (!has_scale(part))
         return;
@@ -266,6 +265,8 @@ static __global__ void __launch_bounds__(QUANTUM_THREADS)
         find_maxima(part, work.grad_scale, block);
         break;
     default: /* SUM_BITS: nobody else has this element */
+        const size_t i = (size_t)block * QUANTUM_THREADS + threadIdx.x;
+
         if (i < part.n)
             part.limbs[part.begin + i] = (int64_t)bits_of(
                 value_of(part, work.grad_scale, value_spot(part, i), load_value(part, i, true)));

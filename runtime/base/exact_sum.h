@@ -12,7 +12,11 @@
  *
  * At most 2^30 terms may be added in all, over all ranks.
  */
-enum { EXACT_SUM_LIMBS = 68 };
+enum {
+    EXACT_SUM_LIMBS = 68,
+    EXACT_LIMBS =
+        EXACT_SUM_LIMBS + 1 /* integers of a struct exact_sum, which may be added up one by one */
+};
 
 struct exact_sum {
     int64_t limbs[EXACT_SUM_LIMBS]; /* limb i counts 2^(32*i - 1074) */

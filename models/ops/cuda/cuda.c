@@ -55,6 +55,7 @@ static const struct ops_vtable cuda_table = {
     .linear = ops_cuda_linear,
     .linear_add = ops_cuda_linear_add,
     .linear_backward_input = ops_cuda_linear_backward_input,
+    .has_linear_gelu = ops_cuda_has_epilogues,
     .linear_gelu_prepare = ops_cuda_linear_gelu_prepare,
     .linear_gelu = ops_cuda_linear_gelu,
     .linear_backward_input_gelu = ops_cuda_linear_backward_input_gelu,
@@ -85,17 +86,6 @@ static const struct ops_vtable cuda_table = {
     .zero = ops_cuda_zero,
 };
 
-static void choose_table(struct cuda_ops *cuda)
-{
-    cuda->table = cuda_table;
-    if (cuda->options.epilogue != OPS_CUDA_EPILOGUE_FULL) {
-        cuda->table.linear_gelu_prepare = NULL;
-        cuda->table.linear_gelu = NULL;
-        cuda->table.linear_backward_input_gelu = NULL;
-    }
-    cuda->base.table = &cuda->table;
-}
-
 static void describe(struct cuda_ops *cuda)
 {
     char products[48], attention[320];
@@ -120,6 +110,7 @@ shoal_status ops_create_cuda_with(struct device *device, const struct ops_cuda_o
     cuda = calloc(1, sizeof *cuda);
     if (cuda == NULL)
         return fail(SHOAL_ERR_NOMEM, "ops: cannot reserve %zu bytes", sizeof *cuda);
+    cuda->base.table = &cuda_table;
     cuda->device = device;
     cuda->stream = device_cuda_stream(device, QUEUE_COMPUTE);
     cuda->options = *options;
@@ -127,7 +118,6 @@ shoal_status ops_create_cuda_with(struct device *device, const struct ops_cuda_o
         cuda->options.attention_limit_bytes = (size_t)3 << 29;
     if (cuda->options.head_chunk_bytes == 0)
         cuda->options.head_chunk_bytes = (size_t)1 << 29;
-    choose_table(cuda);
     SHOAL_TRY_GOTO(cublas_create(device, options->tf32, &cuda->cublas), err_free);
     SHOAL_TRY_GOTO(cuda_attention_create(cuda, &cuda->attention), err_destroy_cublas);
     describe(cuda);

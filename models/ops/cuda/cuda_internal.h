@@ -24,8 +24,7 @@ struct cuda_attention; /* attention.c */
 
 struct cuda_ops {
     struct ops base;
-    struct ops_vtable table; /* base's: what the options leave out is NULL in it */
-    struct device *device;   /* borrowed */
+    struct device *device; /* borrowed */
     cudaStream_t stream;
     struct ops_cuda_options options;
     struct cublas *cublas;
@@ -71,6 +70,8 @@ shoal_status ops_cuda_linear_add(struct ops *ops, struct linear_shape s, const v
                                  void *scratch);
 shoal_status ops_cuda_linear_backward_input(struct ops *ops, struct linear_shape s, const void *dy,
                                             const void *w, void *dx, void *scratch);
+/* GELU, its gradient and bias gradients are made inside products of this type. */
+bool ops_cuda_has_epilogues(const struct ops *ops, enum dtype dtype);
 shoal_status ops_cuda_linear_gelu_prepare(struct ops *ops, struct linear_shape up, bool bias,
                                           struct linear_shape down);
 shoal_status ops_cuda_linear_gelu(struct ops *ops, struct linear_shape s, const void *x,

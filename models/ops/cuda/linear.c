@@ -78,9 +78,9 @@ static struct cublas_shape weight_bias_shape(struct linear_shape s)
 }
 
 /* fp32 and tf32 are the reference: with them a product has nothing but a bias inside. */
-static bool has_epilogues(const struct cuda_ops *cuda, struct linear_shape s)
+bool ops_cuda_has_epilogues(const struct ops *ops, enum dtype dtype)
 {
-    return cuda->options.epilogue == OPS_CUDA_EPILOGUE_FULL && s.dtype == DTYPE_BF16;
+    return cuda_of_const(ops)->options.epilogue == OPS_CUDA_EPILOGUE_FULL && dtype == DTYPE_BF16;
 }
 
 shoal_status ops_cuda_linear_prepare(struct ops *ops, struct linear_shape s)
@@ -96,7 +96,7 @@ shoal_status ops_cuda_linear_prepare(struct ops *ops, struct linear_shape s)
 
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         SHOAL_TRY(cublas_prepare(cublas, &shapes[i]));
-    return has_epilogues(cuda_of(ops), s) ? cublas_prepare(cublas, &with_bias) : SHOAL_OK;
+    return ops_cuda_has_epilogues(ops, s.dtype) ? cublas_prepare(cublas, &with_bias) : SHOAL_OK;
 }
 
 /* For an fp32 copy of a bf16 bias, or the partial sums of a bias gradient: never both at once. */
@@ -157,12 +157,11 @@ shoal_status ops_cuda_linear_backward_input(struct ops *ops, struct linear_shape
 shoal_status ops_cuda_linear_gelu_prepare(struct ops *ops, struct linear_shape up, bool bias,
                                           struct linear_shape down)
 {
-    struct cuda_ops *cuda = cuda_of(ops);
+    struct cublas *cublas = cuda_of(ops)->cublas;
     const struct cublas_shape behind = gelu_shape(up, bias), before = input_gelu_shape(down);
 
-    if (has_epilogues(cuda, up))
-        SHOAL_TRY(cublas_prepare(cuda->cublas, &behind));
-    return has_epilogues(cuda, down) ? cublas_prepare(cuda->cublas, &before) : SHOAL_OK;
+    SHOAL_TRY(cublas_prepare(cublas, &behind));
+    return cublas_prepare(cublas, &before);
 }
 
 shoal_status ops_cuda_linear_gelu(struct ops *ops, struct linear_shape s, const void *x,
@@ -172,10 +171,8 @@ shoal_status ops_cuda_linear_gelu(struct ops *ops, struct linear_shape s, const 
     const struct cublas_shape shape = gelu_shape(s, bias != NULL);
     const struct cublas_data data = {.a = x, .b = w, .bias = bias, .d = act, .pre_out = up};
 
-    if (has_epilogues(cuda_of(ops), s))
-        return cublas_multiply(cuda_of(ops)->cublas, &shape, &data);
-    SHOAL_TRY(ops_cuda_linear(ops, s, x, w, bias, up, scratch));
-    return ops_cuda_gelu(ops, s.rows * s.out, s.dtype, up, act);
+    (void)scratch;
+    return cublas_multiply(cuda_of(ops)->cublas, &shape, &data);
 }
 
 shoal_status ops_cuda_linear_backward_input_gelu(struct ops *ops, struct linear_shape s,
@@ -185,17 +182,15 @@ shoal_status ops_cuda_linear_backward_input_gelu(struct ops *ops, struct linear_
     const struct cublas_shape shape = input_gelu_shape(s);
     const struct cublas_data data = {.a = dy, .b = w, .d = dup, .pre = up};
 
-    if (has_epilogues(cuda_of(ops), s))
-        return cublas_multiply(cuda_of(ops)->cublas, &shape, &data);
-    SHOAL_TRY(ops_cuda_linear_backward_input(ops, s, dy, w, dup, scratch));
-    return ops_cuda_gelu_backward(ops, s.rows * s.in, s.dtype, up, dup, dup);
+    (void)scratch;
+    return cublas_multiply(cuda_of(ops)->cublas, &shape, &data);
 }
 
 shoal_status ops_cuda_linear_backward_weight(struct ops *ops, struct linear_shape s, const void *dy,
                                              const void *x, float *dw, float *dbias, void *scratch)
 {
     struct cuda_ops *cuda = cuda_of(ops);
-    const bool together = dbias != NULL && has_epilogues(cuda, s);
+    const bool together = dbias != NULL && ops_cuda_has_epilogues(ops, s.dtype);
     const struct cublas_shape shape = together ? weight_bias_shape(s) : ops_cuda_weight_shape(s);
     const struct cublas_data data = {.a = dy, .b = x, .d = dw, .dbias = dbias, .scratch = scratch};
 

@@ -24,7 +24,8 @@ static cudnnBackendDescriptor_t properties_of(int version)
              "\"maxRegistersPerSM\":65536,\"maxCtasPerSM\":32,\"maxThreadsPerBlock\":1024,"
              "\"maxThreadsPerSM\":2048,\"pciDeviceId\":0,\"isTccDriver\":0,"
              "\"supportCoopLaunch\":1,\"totalGlobalMem\":85899345920,\"smClockRateKHz\":1980000,"
-             "\"memClockRateKHz\":3201000,\"l2CacheSize\":41943040,\"cudaDeviceId\":0,"
+             "\"memClockRateKHz\":3201000,\"l2CacheSize\":41943040,\"memoryBusWidth\":5120,"
+             "\"oversizedSharedMemoryPerBlock\":0,\"cudaDeviceId\":0,"
              "\"deviceVer\":%d,\"driverVer\":13000,\"deviceName\":\"device\"}",
              cudnnGetVersion(), version == 900 ? 132 : 108, version == 900 ? 232448 : 166912,
              version);
@@ -112,7 +113,10 @@ Test(cudnn_graphs, a_refusal_carries_the_librarys_reason)
         cudnn_attention_create(&s, CUDNN_ATTENTION_FORWARD, properties, 1 << 30, false, &attention),
         SHOAL_ERR_UNAVAILABLE);
     cr_assert_not_null(strstr(shoal_last_error(), "no engine takes the graph"));
-    cr_assert_not_null(strstr(shoal_last_error(), "not a multiple of 8"), "%s", shoal_last_error());
+    if (cudnnGetVersion() >= 91500) /* 9.10 has none to give. */
+        cr_assert_not_null(strstr(shoal_last_error(), "\nEmbedding dim per head for q and k is not "
+                                                      "a multiple of 8"),
+                           "%s", shoal_last_error());
     cudnn_descriptor_destroy(properties);
 }
 

@@ -5,11 +5,19 @@
 
 enum { LIBRARY_TEXT = 256 };
 
-/* The library's last words on one line; empty if it has none. */
+/*
+ * The library's last words on one line; empty if it has none.  An engine that refuses a graph is
+ * named first, then a line with a reason for each function on the way out: the first one tells.
+ */
 static void library_text(char text[LIBRARY_TEXT])
 {
-    memset(text, 0, LIBRARY_TEXT);
-    cudnnGetLastErrorString(text, LIBRARY_TEXT - 1);
+    char words[2048] = "";
+
+    cudnnGetLastErrorString(words, sizeof words - 1);
+    char *reason = strstr(words, "Reason: ");
+    if (reason != NULL)
+        reason[strcspn(reason, "\n")] = '\0';
+    snprintf(text, LIBRARY_TEXT, "%s", reason != NULL ? reason + strlen("Reason: ") : words);
     for (char *c = text; *c != '\0'; c++)
         if (*c == '\n' || *c == '\t')
             *c = ' ';

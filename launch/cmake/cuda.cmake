@@ -61,7 +61,8 @@ macro(shoal_find_cuda)
         list(GET row 1 library)
         list(SUBLIST row 2 -1 versions)
         list(TRANSFORM versions REPLACE "(.+)" "lib${library}.so.\\1")
-        find_library(SHOAL_${prefix}_LIBRARY NAMES ${library} ${versions} HINTS ${roots}
+        # By folder, not by name: headers and library of one installation.
+        find_library(SHOAL_${prefix}_LIBRARY NAMES ${library} ${versions} NAMES_PER_DIR HINTS ${roots}
                      PATHS ${python_roots} PATH_SUFFIXES lib64 lib)
         if(NOT SHOAL_${prefix}_LIBRARY)
             list(APPEND shoal_cuda_missing "${library}")

@@ -280,13 +280,13 @@ Test(gpu_optim_sums, refuses_work_that_is_not_whole)
     memory = on_device(zeros, sizeof zeros);
 
     const struct update_part good = {.grad = memory,
-                                     .low = memory,
+                                     .low = memory + 8,
                                      .n = 5,
                                      .rank1 = -1,
                                      .n_states = 1,
-                                     .codes = {memory},
+                                     .codes = {memory + 16},
                                      .rule = RULE_ADAM_MINI,
-                                     .vectors = {[MINI_DENOMINATOR] = memory},
+                                     .vectors = {[MINI_DENOMINATOR] = memory + 24},
                                      .cols = 5,
                                      .n_blocks = 1,
                                      .blocks = {{.length = 5}},
@@ -294,7 +294,7 @@ Test(gpu_optim_sums, refuses_work_that_is_not_whole)
                                      .value = VALUE_GRAD,
                                      .n_sums = 1,
                                      .scale = 1.0,
-                                     .limbs = (int64_t *)(void *)memory};
+                                     .limbs = (int64_t *)(void *)(memory + 32)};
     struct update_work work = {.n_parts = 1, .grad_scale = 1, .parts = {good}};
 
     cr_assert_eq(cuda_update_sums(NULL, &work), SHOAL_OK, "%s", shoal_last_error());

@@ -12,11 +12,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
-/*
- * Limits of an sm_80, the oldest that we serve, that launches are held to: of its 163 KiB of shared
- * memory 16 are left to static arrays, which are not seen here.
- */
-enum { THREADS_MAX = 1024, SHARED_MAX = 147 << 10, PARAMETERS_MAX = 4096, STACK_BYTES = 128 << 10 };
+enum { THREADS_MAX = 1024, WARPS_MAX = THREADS_MAX / EMULATE_WARP, PARAMETERS_MAX = 4096 };
 
 enum state { RUNNING, WAITS_FOR_BLOCK, WAITS_FOR_WARP, DONE };
 
@@ -34,17 +30,17 @@ struct fiber {
 
 /* The launch that runs now. */
 static struct {
-    const char *what;
     void (*kernel)(const void *arg);
     const void *arg;
     unsigned threads;
-    unsigned running; /* index of the fiber */
     jmp_buf scheduler;
     struct fiber *fibers;
-    void (*act[THREADS_MAX / EMULATE_WARP])(void *const *lanes);
+    void (*act[WARPS_MAX])(void *const *lanes);
+    unsigned warp_syncs[WARPS_MAX];
 } now;
 
 struct emulate_index emulate_thread, emulate_block, emulate_block_size, emulate_grid;
+struct emulate_moment emulate_now;
 void *emulate_shared;
 size_t emulate_shared_most;
 size_t emulate_allocated;
@@ -53,8 +49,8 @@ void emulate_expect(bool good, const char *message)
 {
     if (good)
         return;
-    fprintf(stderr, "emulated kernel \"%s\", block (%u, %u, %u), thread %u: %s\n", now.what,
-            emulate_block.x, emulate_block.y, emulate_block.z, now.running, message);
+    fprintf(stderr, "emulated kernel \"%s\", block (%u, %u, %u), thread %u: %s\n", emulate_now.what,
+            emulate_block.x, emulate_block.y, emulate_block.z, emulate_now.thread, message);
     abort();
 }
 
@@ -62,7 +58,7 @@ void emulate_expect(bool good, const char *message)
 
 static void yield_as(enum state state)
 {
-    struct fiber *fiber = &now.fibers[now.running];
+    struct fiber *fiber = &now.fibers[emulate_now.thread];
 
     fiber->state = state;
     if (_setjmp(fiber->resume) == 0)
@@ -76,15 +72,27 @@ void emulate_sync_block(void)
 
 void emulate_warp(void (*act)(void *const *lanes), void *operand)
 {
-    const unsigned warp = now.running / EMULATE_WARP;
+    const unsigned warp = emulate_now.thread / EMULATE_WARP;
     const struct fiber *first = &now.fibers[warp * EMULATE_WARP];
 
     for (int i = 0; i < EMULATE_WARP; i++)
         emulate_expect(first[i].state != WAITS_FOR_WARP || now.act[warp] == act,
                        "the lanes of a warp do different operations");
     now.act[warp] = act;
-    now.fibers[now.running].operand = operand;
+    now.fibers[emulate_now.thread].operand = operand;
     yield_as(WAITS_FOR_WARP);
+}
+
+/* Of the warp that emulate_now is in. */
+static void count_warp_sync(void *const *lanes)
+{
+    (void)lanes;
+    now.warp_syncs[emulate_now.thread / EMULATE_WARP]++;
+}
+
+void emulate_sync_warp(void)
+{
+    emulate_warp(count_warp_sync, NULL);
 }
 
 static void fiber_main(void)
@@ -97,12 +105,12 @@ static void fiber_main(void)
 
 static void create_fiber(struct fiber *fiber)
 {
-    void *stack = mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE,
+    void *stack = mmap(NULL, EMULATE_STACK, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     emulate_expect(stack != MAP_FAILED && getcontext(&fiber->context) == 0, "no fiber");
     fiber->context.uc_stack.ss_sp = stack;
-    fiber->context.uc_stack.ss_size = STACK_BYTES;
+    fiber->context.uc_stack.ss_size = EMULATE_STACK;
     makecontext(&fiber->context, fiber_main, 0);
 }
 
@@ -111,7 +119,7 @@ static void create_fibers(void)
     if (now.fibers != NULL)
         return;
     now.fibers = calloc(THREADS_MAX, sizeof *now.fibers);
-    emulate_shared = aligned_alloc(128, SHARED_MAX);
+    emulate_shared = aligned_alloc(128, EMULATE_SHARED_MAX);
     emulate_expect(now.fibers != NULL && emulate_shared != NULL, "no memory");
     for (int i = 0; i < THREADS_MAX; i++)
         create_fiber(&now.fibers[i]);
@@ -121,10 +129,15 @@ static void resume(unsigned index)
 {
     struct fiber *fiber = &now.fibers[index];
 
-    now.running = index;
+    emulate_now.thread = index;
+    emulate_now.warp_syncs = now.warp_syncs[index / EMULATE_WARP];
+    emulate_now.stack = (uintptr_t)fiber->context.uc_stack.ss_sp;
+    emulate_now.in_kernel = true;
     emulate_thread = (struct emulate_index){index, 0, 0};
-    if (_setjmp(now.scheduler) != 0)
+    if (_setjmp(now.scheduler) != 0) {
+        emulate_now.in_kernel = false;
         return;
+    }
     if (fiber->entered)
         _longjmp(fiber->resume, 1);
     fiber->entered = true;
@@ -184,15 +197,20 @@ static void run_block(unsigned seed)
 {
     const unsigned warps = now.threads / EMULATE_WARP;
 
+    emulate_now.block_life++;
+    emulate_now.block_syncs = 0;
+    memset(now.warp_syncs, 0, sizeof now.warp_syncs);
     wake(0, now.threads);
     while (count(0, now.threads, DONE) < now.threads) {
         for (unsigned i = 0; i < warps; i++)
             run_warp(permuted(i, warps, seed) * EMULATE_WARP, seed);
-        if (count(0, now.threads, WAITS_FOR_BLOCK) == now.threads)
+        if (count(0, now.threads, WAITS_FOR_BLOCK) == now.threads) {
+            emulate_now.block_syncs++;
             wake(0, now.threads);
-        else
+        } else {
             emulate_expect(count(0, now.threads, DONE) == now.threads,
                            "threads wait for others that never come");
+        }
     }
 }
 
@@ -207,14 +225,13 @@ struct call {
 
 static void run_call(const void *issued)
 {
-    static unsigned launches;
     const struct call *call = issued;
-    const unsigned seed = launches++;
+    const unsigned seed = emulate_now.launch++;
     const struct emulate_index grid = call->grid;
     const unsigned blocks = grid.x * grid.y * grid.z;
 
     create_fibers();
-    now.what = call->what;
+    emulate_now.what = call->what;
     now.kernel = call->kernel;
     now.arg = call->arg;
     now.threads = call->threads;
@@ -224,6 +241,7 @@ static void run_call(const void *issued)
         const unsigned block = permuted(i, blocks, seed);
         emulate_block = (struct emulate_index){block % grid.x, block / grid.x % grid.y,
                                                block / grid.x / grid.y};
+        emulate_now.block = block;
         memset(emulate_shared, 0xff, call->shared_bytes);
         run_block(seed);
     }
@@ -240,13 +258,13 @@ void emulate_launch(const char *what, struct emulate_index grid, unsigned thread
                         .shared_bytes = shared_bytes,
                         .kernel = kernel};
 
-    now.what = what;
+    emulate_now.what = what;
     emulate_expect(grid.x > 0 && grid.x <= INT32_MAX && grid.y > 0 && grid.y <= 65535 &&
                        grid.z > 0 && grid.z <= 65535 && blocks <= UINT32_MAX,
                    "bad grid");
     emulate_expect(threads > 0 && threads <= THREADS_MAX && threads % EMULATE_WARP == 0,
                    "bad number of threads");
-    emulate_expect(shared_bytes <= SHARED_MAX, "too much shared memory");
+    emulate_expect(shared_bytes <= EMULATE_SHARED_MAX, "too much shared memory");
     if (shared_bytes > emulate_shared_most)
         emulate_shared_most = shared_bytes;
     emulate_expect(n_bytes <= sizeof call.arg, "too many parameters");

@@ -81,20 +81,34 @@ static inline uint32_t __float_as_uint(float x)
     return bits;
 }
 
+#ifdef EMULATE_RACES
+/* In races.c: accesses that the compiler would not report, or not as atomic. */
+extern "C" void *emulate_copy(void *to, const void *from, size_t n_bytes);
+extern "C" void *emulate_atomic_copy(void *to, const void *from, size_t n_bytes);
+#define memcpy emulate_copy
+#else
+#define emulate_atomic_copy memcpy
+#endif
+
+/* Fibers change places only where they wait: nothing comes between. */
+template <typename T, typename F> static inline T emulate_atomic(T *p, F what)
+{
+    T before, after;
+
+    emulate_atomic_copy(&before, p, sizeof before);
+    after = what(before);
+    emulate_atomic_copy(p, &after, sizeof after);
+    return before;
+}
+
 template <typename T> static inline T atomicAdd(T *p, T x)
 {
-    const T before = *p;
-
-    *p += x;
-    return before;
+    return emulate_atomic(p, [=](T before) { return before + x; });
 }
 
 template <typename T> static inline T atomicMax(T *p, T x)
 {
-    const T before = *p;
-
-    *p = x > before ? x : before;
-    return before;
+    return emulate_atomic(p, [=](T before) { return x > before ? x : before; });
 }
 
 template <typename T>
@@ -111,7 +125,7 @@ static inline void __syncthreads()
 
 static inline void __syncwarp()
 {
-    emulate_warp([](void *const *) {}, NULL);
+    emulate_sync_warp();
 }
 
 /* What the lanes of a warp give to a shuffle, and what each gets. */

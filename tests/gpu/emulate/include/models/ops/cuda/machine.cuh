@@ -67,15 +67,16 @@ static inline void mma_bf16(float d[4], const uint32_t a[4], uint32_t b0, uint32
 
 struct emulate_matrices {
     uint32_t *r;
-    const bf16_t *row;
+    bf16_t row[8];
 };
 
 static inline void emulate_load_matrices(uint32_t r[4], const bf16_t *row,
                                          void (*act)(void *const *lanes))
 {
-    emulate_matrices mine = {r, row};
+    emulate_matrices mine = {r, {}};
 
     emulate_expect((uintptr_t)row % 16 == 0, "a row of a matrix is not 16-byte aligned");
+    memcpy(mine.row, row, sizeof mine.row);
     emulate_warp(act, &mine);
 }
 

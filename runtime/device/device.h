@@ -28,6 +28,14 @@ struct device_graph;
 
 enum device_queue { QUEUE_COMPUTE, QUEUE_COMM, QUEUE_H2D, QUEUE_D2H, QUEUE_COUNT };
 
+enum device_rights { DEVICE_NO_ACCESS, DEVICE_READ, DEVICE_WRITE };
+
+struct device_range {
+    void *base; /* on a page's boundary */
+    size_t n_bytes;
+    enum device_rights rights; /* to write is also to read */
+};
+
 struct device_ops {
     const char *name;
     bool separate; /* host code cannot read or write its memory */
@@ -93,6 +101,11 @@ struct device_ops {
      * make of host memory; NULL elsewhere.
      */
     void (*expose)(struct device *device, bool on);
+    /*
+     * Until the next call: what kernels and copies may do with some of the memory, the later ranges
+     * over the earlier ones.  Borrowed; no ranges: anything.  For tests, like expose.
+     */
+    void (*limit)(struct device *device, const struct device_range *ranges, int n);
 };
 
 struct device {
@@ -105,7 +118,7 @@ struct device {
  * which a build with CUDA says in the log.  Another name is SHOAL_ERR_UNAVAILABLE.  Local.
  *
  * Test hook: SHOAL_TEST_DEVICE=remote makes "auto" a device whose memory is host memory that faults
- * when host code touches it outside of copies and operations.
+ * when host code touches it outside of copies and operations, and an operation beyond its limits.
  */
 shoal_status device_open(const char *name, int local_rank, struct device **device_out);
 void device_close(struct device *device);

@@ -12,7 +12,8 @@
 /*
  * The test device.  Its memory is host memory without any access rights but inside copies and
  * inside `expose`, so that host code which follows a device pointer faults as it would on a GPU
- * without a way to read it.  Its queues complete at once; events hold the time of their record.
+ * without a way to read it; `limit` takes rights from copies and operations, too.  Its queues
+ * complete at once; events hold the time of their record.
  */
 
 enum { MAX_REGIONS = 64 };
@@ -25,6 +26,8 @@ struct remote {
     struct device device;
     pthread_mutex_t lock;
     int exposed; /* nesting */
+    const struct device_range *limits;
+    int n_limits;
     int n_regions;
     struct {
         void *base;
@@ -37,11 +40,34 @@ static struct remote *remote_of(struct device *device)
     return (struct remote *)(void *)device;
 }
 
-static void protect(struct remote *remote, int rights)
+/* Of a range that mmap gave. */
+static void set_rights(void *base, size_t n_bytes, int rights)
+{
+    if (mprotect(base, n_bytes, rights) != 0)
+        abort();
+}
+
+static bool holds(const struct remote *remote, const struct device_range *range)
 {
     for (int i = 0; i < remote->n_regions; i++)
-        if (mprotect(remote->regions[i].base, remote->regions[i].n_bytes, rights) != 0)
-            abort(); /* a range that mmap gave */
+        if ((uintptr_t)range->base - (uintptr_t)remote->regions[i].base <
+            remote->regions[i].n_bytes)
+            return true;
+    return false;
+}
+
+static void protect(struct remote *remote, int rights)
+{
+    static const int limited[] = {[DEVICE_NO_ACCESS] = PROT_NONE,
+                                  [DEVICE_READ] = PROT_READ,
+                                  [DEVICE_WRITE] = PROT_READ | PROT_WRITE};
+
+    for (int i = 0; i < remote->n_regions; i++)
+        set_rights(remote->regions[i].base, remote->regions[i].n_bytes, rights);
+    for (int i = 0; rights != PROT_NONE && i < remote->n_limits; i++)
+        if (holds(remote, &remote->limits[i]))
+            set_rights(remote->limits[i].base, remote->limits[i].n_bytes,
+                       limited[remote->limits[i].rights]);
 }
 
 static void remote_expose(struct device *device, bool on)
@@ -53,6 +79,18 @@ static void remote_expose(struct device *device, bool on)
         protect(remote, PROT_READ | PROT_WRITE);
     if (!on && --remote->exposed == 0)
         protect(remote, PROT_NONE);
+    pthread_mutex_unlock(&remote->lock);
+}
+
+static void remote_limit(struct device *device, const struct device_range *ranges, int n)
+{
+    struct remote *remote = remote_of(device);
+
+    pthread_mutex_lock(&remote->lock);
+    remote->limits = ranges;
+    remote->n_limits = n;
+    if (remote->exposed > 0)
+        protect(remote, PROT_READ | PROT_WRITE);
     pthread_mutex_unlock(&remote->lock);
 }
 
@@ -229,7 +267,8 @@ static const struct device_ops remote_ops = {.name = "remote",
                                              .event_wait = remote_event_wait,
                                              .event_sync = remote_event_sync,
                                              .event_seconds = remote_event_seconds,
-                                             .expose = remote_expose};
+                                             .expose = remote_expose,
+                                             .limit = remote_limit};
 
 shoal_status device_remote_open(struct device **device_out)
 {

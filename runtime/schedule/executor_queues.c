@@ -89,6 +89,41 @@ static void latest_deps(const struct schedule *sched, const struct op *op, int o
     }
 }
 
+/* The rights of an operation: to the slots that it declares, and to no others. */
+static int rights_of(const struct plan *plan, const struct op *op,
+                     struct device_range ranges[SPACE_COUNT + OP_MAX_SLOTS])
+{
+    int n = 0;
+
+    for (enum space space = 0; space < SPACE_COUNT; space++)
+        if (plan_base(plan, space) != NULL && plan_space_bytes(plan, space) > 0)
+            ranges[n++] = (struct device_range){plan_base(plan, space),
+                                                plan_space_bytes(plan, space), DEVICE_NO_ACCESS};
+    for (enum access access = ACCESS_READ; access <= ACCESS_WRITE; access++)
+        for (int i = 0; i < op->n_slots; i++) {
+            const int slot = op->slots[i].slot;
+            if (op->slots[i].access == access)
+                ranges[n++] =
+                    (struct device_range){plan_ptr(plan, slot, 0), plan_slot_bytes(plan, slot),
+                                          access == ACCESS_READ ? DEVICE_READ : DEVICE_WRITE};
+        }
+    return n;
+}
+
+/* Lanes wait for each other by what operations declare: all that they do beyond it is a race. */
+static shoal_status run_limited(struct schedule *sched, const struct op *op)
+{
+    struct device *device = sched->device;
+    struct device_range ranges[SPACE_COUNT + OP_MAX_SLOTS];
+
+    if (device->ops->limit == NULL)
+        return op->run(op);
+    device->ops->limit(device, ranges, rights_of(sched->plan, op, ranges));
+    shoal_status status = op->run(op);
+    device->ops->limit(device, NULL, 0);
+    return status;
+}
+
 static shoal_status run_on_host(struct schedule *sched, int i, struct waits *waits)
 {
     const struct op *op = &sched->ops[i];
@@ -102,7 +137,7 @@ static shoal_status run_on_host(struct schedule *sched, int i, struct waits *wai
             waits->by_host[queue] = deps[queue];
         }
     sched->begin[i] = clock_seconds();
-    shoal_status status = op->run(op);
+    shoal_status status = run_limited(sched, op);
     sched->end[i] = clock_seconds();
     return status;
 }
@@ -113,7 +148,7 @@ static shoal_status run_exposed(struct schedule *sched, const struct op *op)
 
     if (device->ops->expose != NULL)
         device->ops->expose(device, true);
-    shoal_status status = op->run(op);
+    shoal_status status = run_limited(sched, op);
     if (device->ops->expose != NULL)
         device->ops->expose(device, false);
     return status;

@@ -117,6 +117,11 @@ void plan_bind(struct plan *plan, enum space space, void *base)
     plan->base[space] = base;
 }
 
+void *plan_base(const struct plan *plan, enum space space)
+{
+    return plan->base[space];
+}
+
 void *plan_ptr(const struct plan *plan, int slot, size_t offset_bytes)
 {
     const struct slot *s = &plan->slots[slot];

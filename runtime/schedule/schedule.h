@@ -66,8 +66,9 @@ const char *plan_slot_name(const struct plan *plan, int slot);
 int plan_slot_count(const struct plan *plan);
 const char *plan_row_name(enum plan_row row);
 
-/* Give a space its memory; the plan borrows it. */
+/* Give a space its memory, which the plan borrows; what it was given, NULL: nothing. */
 void plan_bind(struct plan *plan, enum space space, void *base);
+void *plan_base(const struct plan *plan, enum space space);
 
 /* Address of byte `offset_bytes` of a slot; only after plan_bind. */
 void *plan_ptr(const struct plan *plan, int slot, size_t offset_bytes);

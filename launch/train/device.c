@@ -67,7 +67,7 @@ shoal_status train_device_ops(const struct config *config, struct device *device
 void train_device_begin(struct trainer *trainer)
 {
     if (trainer->device->ops->expose != NULL)
-        trainer->device->ops->expose(trainer->device, true);
+        trainer->device->ops->expose(trainer->device, QUEUE_COMPUTE, true);
 }
 
 shoal_status train_device_end(struct trainer *trainer, shoal_status status)
@@ -75,7 +75,7 @@ shoal_status train_device_end(struct trainer *trainer, shoal_status status)
     struct device *device = trainer->device;
 
     if (device->ops->expose != NULL)
-        device->ops->expose(device, false);
+        device->ops->expose(device, QUEUE_COMPUTE, false);
     SHOAL_TRY(status);
     return train_device_sync(trainer);
 }

@@ -97,10 +97,10 @@ struct device_ops {
     void (*graph_destroy)(struct device *device, struct device_graph *graph);
 
     /*
-     * Around the `run` of an operation that the device executes.  Only for devices that tests
-     * make of host memory; NULL elsewhere.
+     * Around the `run` of an operation that `queue` executes.  Only for devices that tests make of
+     * host memory; NULL elsewhere.
      */
-    void (*expose)(struct device *device, bool on);
+    void (*expose)(struct device *device, enum device_queue queue, bool on);
     /*
      * Until the next call: what kernels and copies may do with some of the memory, the later ranges
      * over the earlier ones.  Borrowed; no ranges: anything.  For tests, like expose.

@@ -1,4 +1,3 @@
-#include "runtime/base/clock.h"
 #include "runtime/base/host.h"
 #include "runtime/base/pages.h"
 #include "runtime/device/device_internal.h"
@@ -12,8 +11,10 @@
 /*
  * The test device.  Its memory is host memory without any access rights but inside copies and
  * inside `expose`, so that host code which follows a device pointer faults as it would on a GPU
- * without a way to read it; `limit` takes rights from copies and operations, too.  Its queues
- * complete at once; events hold the time of their record.
+ * without a way to read it; `limit` takes rights from copies and operations, too.
+ *
+ * Its queues complete at once.  Their time is one that tests can foretell: an operation takes a
+ * second of its queue, of COMPUTE four, waits take as long as a GPU's would, and all else takes none.
  */
 
 enum { MAX_REGIONS = 64 };
@@ -28,6 +29,7 @@ struct remote {
     int exposed; /* nesting */
     const struct device_range *limits;
     int n_limits;
+    double queue_seconds[QUEUE_COUNT], host_seconds;
     int n_regions;
     struct {
         void *base;
@@ -70,16 +72,23 @@ static void protect(struct remote *remote, int rights)
                        limited[remote->limits[i].rights]);
 }
 
-static void remote_expose(struct device *device, bool on)
+static void set_exposed(struct remote *remote, bool on)
 {
-    struct remote *remote = remote_of(device);
-
     pthread_mutex_lock(&remote->lock);
     if (on && remote->exposed++ == 0)
         protect(remote, PROT_READ | PROT_WRITE);
     if (!on && --remote->exposed == 0)
         protect(remote, PROT_NONE);
     pthread_mutex_unlock(&remote->lock);
+}
+
+static void remote_expose(struct device *device, enum device_queue queue, bool on)
+{
+    struct remote *remote = remote_of(device);
+
+    set_exposed(remote, on);
+    if (!on)
+        remote->queue_seconds[queue] += queue == QUEUE_COMPUTE ? 4 : 1;
 }
 
 static void remote_limit(struct device *device, const struct device_range *ranges, int n)
@@ -170,17 +179,17 @@ static shoal_status remote_memory(struct device *device, size_t *free_out, size_
 
 static shoal_status remote_copy(struct device *device, void *dst, const void *src, size_t n_bytes)
 {
-    remote_expose(device, true);
+    set_exposed(remote_of(device), true);
     memcpy(dst, src, n_bytes);
-    remote_expose(device, false);
+    set_exposed(remote_of(device), false);
     return SHOAL_OK;
 }
 
 static shoal_status remote_zero(struct device *device, void *ptr, size_t n_bytes)
 {
-    remote_expose(device, true);
+    set_exposed(remote_of(device), true);
     memset(ptr, 0, n_bytes);
-    remote_expose(device, false);
+    set_exposed(remote_of(device), false);
     return SHOAL_OK;
 }
 
@@ -191,10 +200,17 @@ static shoal_status remote_copy_async(struct device *device, enum device_queue q
     return remote_copy(device, dst, src, n_bytes);
 }
 
+static void wait_until(double *seconds, double moment)
+{
+    if (*seconds < moment)
+        *seconds = moment;
+}
+
 static shoal_status remote_queue_sync(struct device *device, enum device_queue queue)
 {
-    (void)device;
-    (void)queue;
+    struct remote *remote = remote_of(device);
+
+    wait_until(&remote->host_seconds, remote->queue_seconds[queue]);
     return SHOAL_OK;
 }
 
@@ -215,28 +231,27 @@ static void remote_event_destroy(struct device *device, struct device_event *eve
     free(event);
 }
 
+/* What is issued now starts no earlier than the host is. */
 static shoal_status remote_event_record(struct device *device, struct device_event *event,
                                         enum device_queue queue)
 {
-    (void)device;
-    (void)queue;
-    event->seconds = clock_seconds();
+    struct remote *remote = remote_of(device);
+
+    wait_until(&remote->queue_seconds[queue], remote->host_seconds);
+    event->seconds = remote->queue_seconds[queue];
     return SHOAL_OK;
 }
 
 static shoal_status remote_event_wait(struct device *device, struct device_event *event,
                                       enum device_queue queue)
 {
-    (void)device;
-    (void)event;
-    (void)queue;
+    wait_until(&remote_of(device)->queue_seconds[queue], event->seconds);
     return SHOAL_OK;
 }
 
 static shoal_status remote_event_sync(struct device *device, struct device_event *event)
 {
-    (void)device;
-    (void)event;
+    wait_until(&remote_of(device)->host_seconds, event->seconds);
     return SHOAL_OK;
 }
 

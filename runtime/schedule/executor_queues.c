@@ -142,15 +142,16 @@ static shoal_status run_on_host(struct schedule *sched, int i, struct waits *wai
     return status;
 }
 
-static shoal_status run_exposed(struct schedule *sched, const struct op *op)
+static shoal_status run_exposed(struct schedule *sched, const struct op *op,
+                                enum device_queue queue)
 {
     struct device *device = sched->device;
 
     if (device->ops->expose != NULL)
-        device->ops->expose(device, true);
+        device->ops->expose(device, queue, true);
     shoal_status status = run_limited(sched, op);
     if (device->ops->expose != NULL)
-        device->ops->expose(device, false);
+        device->ops->expose(device, queue, false);
     return status;
 }
 
@@ -160,10 +161,10 @@ static shoal_status run_op(struct schedule *sched, int i, enum device_queue queu
     struct device *device = sched->device;
 
     if (!op->steady || !sched->use_graphs || !sched->ran_once)
-        return run_exposed(sched, op);
+        return run_exposed(sched, op, queue);
     if (sched->graphs[i] == NULL) {
         SHOAL_TRY(device->ops->record_begin(device, queue));
-        SHOAL_TRY(run_exposed(sched, op));
+        SHOAL_TRY(run_exposed(sched, op, queue));
         SHOAL_TRY(device->ops->record_end(device, queue, &sched->graphs[i]));
     }
     return device->ops->graph_launch(device, sched->graphs[i], queue);

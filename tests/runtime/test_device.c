@@ -84,9 +84,9 @@ Test(device, remote_memory_holds_what_copies_bring)
     memset(in + 100, 0, 100);
     cr_assert_eq(memcmp(in, out, N), 0);
     device->ops->free(device, a, N);
-    device->ops->expose(device, true);
+    device->ops->expose(device, QUEUE_COMPUTE, true);
     memset(b, 1, N);
-    device->ops->expose(device, false);
+    device->ops->expose(device, QUEUE_COMPUTE, false);
     device->ops->free(device, b, N);
     device_close(device);
 }
@@ -110,9 +110,9 @@ Test(device, remote_memory_faults_after_an_operation, .signal = SIGSEGV)
     void *memory = NULL;
 
     cr_assert_eq(device->ops->alloc(device, "a", N, &memory), SHOAL_OK);
-    device->ops->expose(device, true);
+    device->ops->expose(device, QUEUE_COMPUTE, true);
     *(volatile char *)memory = 1;
-    device->ops->expose(device, false);
+    device->ops->expose(device, QUEUE_COMPUTE, false);
     *(volatile char *)memory = 2;
 }
 

@@ -225,6 +225,76 @@ Test(train_device, prefetch_issues_a_gather_between_computation_and_its_reductio
     cr_assert_not_null(strstr(names, "backward block.1,reduce block.1"), "%s", names);
 }
 
+/* When the nth operation of this name began and ended, in the test device's own time. */
+struct span {
+    double begin, end;
+};
+
+static struct span span_of(const char *path, const char *name, int nth)
+{
+    FILE *in = fopen(path, "r");
+    char line[512], quoted[64];
+    struct span span = {-1, -1};
+
+    cr_assert_not_null(in, "%s", path);
+    snprintf(quoted, sizeof quoted, "\"name\":\"%s\"", name);
+    while (nth >= 0 && fgets(line, sizeof line, in) != NULL) {
+        if (strstr(line, "\"ph\":\"X\"") == NULL || strstr(line, quoted) == NULL || nth-- > 0)
+            continue;
+        span.begin = 1e-6 * strtod(strstr(line, "\"ts\":") + strlen("\"ts\":"), NULL);
+        span.end = span.begin + 1e-6 * strtod(strstr(line, "\"dur\":") + strlen("\"dur\":"), NULL);
+    }
+    fclose(in);
+    cr_assert_geq(span.begin, 0, "no %s in %s", name, path);
+    return span;
+}
+
+/* `later` begins when `first` ends, or only after something between. */
+static void expect_follows(const char *path, const char *first, const char *later, bool at_once)
+{
+    const struct span a = span_of(path, first, 0), b = span_of(path, later, 0);
+
+    cr_expect_geq(b.begin, a.end - 1e-3, "%s %g, %s %g", first, a.end, later, b.begin);
+    cr_expect_eq(b.begin < a.end + 1e-3, at_once, "%s [%g, %g], %s [%g, %g]", first, a.begin, a.end,
+                 later, b.begin, b.end);
+}
+
+/*
+ * As the issue order and the waits between queues make it: with a window nothing but the first unit
+ * waits for a gather, and no unit is gathered before its half of the window is free.
+ */
+Test(train_device, prefetch_hides_communication_behind_computation)
+{
+    char trace[128], path[160], made[128];
+
+    snprintf(trace, sizeof trace, "log.trace=%s/trace", directory);
+    snprintf(path, sizeof path, "%s/trace.rank0.json", directory);
+    snprintf(made, sizeof made, "%s/run", directory);
+    for (int ahead = 0; ahead <= 1; ahead++) {
+        const char *window = ahead ? "parallel.prefetch=on" : "parallel.prefetch=off";
+        const char *words[] = {"parallel.zero=3",
+                               "steps=1",
+                               "model.layers=4",
+                               "model.tied=false",
+                               trace,
+                               window,
+                               NULL};
+
+        run("run", true, 2, rig_words(rig_llama, words));
+        expect_follows(path, "forward block.0", "forward block.1", ahead);
+        expect_follows(path, "forward block.2", "forward block.3", ahead);
+        expect_follows(path, "forward block.3", "backward head", ahead);
+        expect_follows(path, "backward head", "backward block.3", ahead);
+        expect_follows(path, "backward block.2", "backward block.1", ahead);
+        expect_follows(path, "backward block.1", "backward block.0", ahead);
+        expect_follows(path, "forward block.0", "gather block.2", ahead);
+        /* Gradients travel while the unit below computes, window or not. */
+        cr_expect_lt(span_of(path, "reduce block.2", 0).begin,
+                     span_of(path, "backward block.1", 0).end - 1);
+        rig_cleanup(made);
+    }
+}
+
 Test(train_device, prefetch_is_in_the_plan)
 {
     char config[128];

@@ -1,4 +1,5 @@
 #include "checkpoint/checkpoint_internal.h"
+#include "runtime/base/files.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -73,33 +74,8 @@ shoal_status ckpt_fs_make_dirs(const char *path)
 
 shoal_status ckpt_fs_sync_dir(const char *path)
 {
-    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-
-    if (fd < 0)
-        return ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot open directory");
-    /* Some file systems cannot sync directories and say EINVAL: they order renames themselves. */
-    if (fsync(fd) != 0 && errno != EINVAL) {
-        ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot sync directory");
-        close(fd);
-        return SHOAL_ERR_IO;
-    }
-    close(fd);
-    return SHOAL_OK;
-}
-
-static int write_all(int fd, const char *data, size_t n_bytes)
-{
-    while (n_bytes > 0) {
-        ssize_t n = write(fd, data, n_bytes);
-
-        if (n < 0 && errno != EINTR)
-            return -1;
-        if (n > 0) {
-            data += n;
-            n_bytes -= (size_t)n;
-        }
-    }
-    return 0;
+    return files_sync_dir(path) == 0 ? SHOAL_OK
+                                     : ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot sync directory");
 }
 
 shoal_status ckpt_fs_write_file(const char *dir, const char *name, const void *data, size_t n_bytes)
@@ -112,7 +88,7 @@ shoal_status ckpt_fs_write_file(const char *dir, const char *name, const void *d
 
     if (fd < 0)
         return ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot create");
-    if (write_all(fd, data, n_bytes) != 0 || fsync(fd) != 0) {
+    if (files_write_all(fd, data, n_bytes) != 0 || fsync(fd) != 0) {
         ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot write");
         close(fd);
         return SHOAL_ERR_IO;

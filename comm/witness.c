@@ -59,12 +59,13 @@ static bool read_all(int fd, void *data, size_t n_bytes)
     return true;
 }
 
-static bool write_all(int fd, const void *data, size_t n_bytes)
+/* Not files_write_all: write(2) to a witness that has ended would raise SIGPIPE. */
+static bool send_all(int fd, const void *data, size_t n_bytes)
 {
     const char *from = data;
 
     while (n_bytes > 0) {
-        ssize_t n = send(fd, from, n_bytes, MSG_NOSIGNAL); /* it may have ended */
+        ssize_t n = send(fd, from, n_bytes, MSG_NOSIGNAL);
 
         if (n < 0 && errno == EINTR)
             continue;
@@ -241,13 +242,13 @@ void comm_witness_brief(struct witness *witness, const struct comm *comm)
         return;
     }
     memcpy(briefing.host_name, self->host_name, sizeof briefing.host_name);
-    write_all(witness->fd, &briefing, sizeof briefing);
+    send_all(witness->fd, &briefing, sizeof briefing);
     for (int r = 0; r < comm->size; r++)
         if (comm->ranks[r].node == self->node) {
             struct suspect suspect = {
                 .rank = r, .pid = comm->ranks[r].pid, .life_fd = comm->ranks[r].life_fd};
 
-            write_all(witness->fd, &suspect, sizeof suspect);
+            send_all(witness->fd, &suspect, sizeof suspect);
         }
 }
 
@@ -268,7 +269,7 @@ void comm_witness_dismiss(struct witness *witness)
 {
     if (witness->fd < 0)
         return;
-    write_all(witness->fd, "", 1);
+    send_all(witness->fd, "", 1);
     close(witness->fd);
     if (witness->pid > 0)
         reap(witness->pid);

@@ -7,6 +7,7 @@
 #include "runtime/metrics/metrics.h"
 
 #include "runtime/base/clock.h"
+#include "runtime/base/files.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -43,34 +44,6 @@ static bool line_stays(const char *line, size_t n, int64_t resume_step)
     return stays;
 }
 
-static shoal_status write_all(int fd, const char *path, const char *bytes, size_t n)
-{
-    while (n > 0) {
-        ssize_t written = write(fd, bytes, n);
-
-        if (written < 0 && errno == EINTR)
-            continue;
-        if (written < 0)
-            return fail(SHOAL_ERR_IO, "%s: cannot write: %m", path);
-        bytes += written;
-        n -= (size_t)written;
-    }
-    return SHOAL_OK;
-}
-
-/* Make the rename itself durable. */
-static shoal_status sync_dir(const char *dir)
-{
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    bool good = fd >= 0 && fsync(fd) == 0;
-    int error = errno;
-
-    if (fd >= 0)
-        close(fd);
-    errno = error;
-    return good ? SHOAL_OK : fail(SHOAL_ERR_IO, "%s: cannot sync the directory: %m", dir);
-}
-
 static shoal_status replace_file(const char *dir, const char *path, const char *bytes, size_t n)
 {
     char temporary[PATH_BYTES + 40];
@@ -80,7 +53,10 @@ static shoal_status replace_file(const char *dir, const char *path, const char *
     int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0)
         return fail(SHOAL_ERR_CANTCREATE, "%s: cannot create: %m", temporary);
-    SHOAL_TRY_GOTO(write_all(fd, temporary, bytes, n), err_unlink);
+    if (files_write_all(fd, bytes, n) != 0) {
+        status = fail(SHOAL_ERR_IO, "%s: cannot write: %m", temporary);
+        goto err_unlink;
+    }
     if (fsync(fd) != 0) {
         status = fail(SHOAL_ERR_IO, "%s: cannot sync: %m", temporary);
         goto err_unlink;
@@ -91,7 +67,9 @@ static shoal_status replace_file(const char *dir, const char *path, const char *
         unlink(temporary);
         return status;
     }
-    return sync_dir(dir);
+    /* The rename itself. */
+    return files_sync_dir(dir) == 0 ? SHOAL_OK
+                                    : fail(SHOAL_ERR_IO, "%s: cannot sync the directory: %m", dir);
 
 err_unlink:
     close(fd);

@@ -219,6 +219,25 @@ Test(metrics, a_full_disk_leaves_whole_lines)
     metrics_close(metrics);
 }
 
+Test(metrics, a_full_disk_while_cutting_keeps_the_old_lines)
+{
+    static const char lines[] = "{\"step\": 1}\n{\"step\": 2}\n{\"step\": 9}\n";
+    struct metrics *metrics = NULL;
+    struct rlimit limit = {15, RLIM_INFINITY}; /* of 26 bytes that stay */
+
+    put("metrics.jsonl", lines);
+    signal(SIGXFSZ, SIG_IGN);
+    cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    shoal_status status = metrics_open(dir, 2, &metrics);
+    limit.rlim_cur = RLIM_INFINITY;
+    setrlimit(RLIMIT_FSIZE, &limit);
+    cr_assert_eq(status, SHOAL_ERR_IO);
+    cr_assert_not_null(strstr(shoal_last_error(), "metrics.jsonl.tmp: cannot write: File too"),
+                       "%s", shoal_last_error());
+    cr_assert_str_eq(content("metrics.jsonl"), lines);
+    cr_assert_neq(access(path_of("metrics.jsonl.tmp"), F_OK), 0);
+}
+
 Test(metrics, a_directory_that_cannot_be_made_is_named)
 {
     struct metrics *metrics = NULL;

@@ -120,10 +120,21 @@ struct ckpt;
 /*
  * Open a checkpoint read-only: `path` is a step directory, a root, or a run directory with
  * checkpoints/.  With a root the newest step that passes the cheap check (COMMIT, manifest,
- * sizes, headers) is taken; broken ones are logged and skipped.  Local.
- * No checkpoint at all: SHOAL_ERR_NOINPUT.
+ * sizes, headers) is taken; one that fails it is damaged or incomplete, and is logged and skipped.
+ * A step that cannot be checked (the system refuses to read it, memory is short, a newer program
+ * wrote it) may be whole: it ends the search with that failure, which is never SHOAL_ERR_DATA,
+ * instead of giving way to an older one.
+ * No checkpoint at all: SHOAL_ERR_NOINPUT.  No step is whole: SHOAL_ERR_DATA.  Local.
  */
 shoal_status ckpt_open(const char *path, struct ckpt **ckpt_out);
+
+/*
+ * The same for a world: rank 0 chooses, all open what it chose, and all return the same.  Where
+ * there is no checkpoint at all (nothing at `path`, or a root without steps) and `is_optional`,
+ * that is success with *ckpt_out NULL.  Progress is noted.  Collective.
+ */
+shoal_status ckpt_open_all(struct comm *comm, const char *path, bool is_optional,
+                           struct ckpt **ckpt_out);
 void ckpt_close(struct ckpt *ckpt); /* NULL is allowed */
 
 /* Valid while open. */
@@ -179,7 +190,13 @@ shoal_status ckpt_hash(struct ckpt *ckpt, const char *only_kind, char hex_out[33
 
 /* ---- looking at a root ---- */
 
-enum ckpt_state { CKPT_COMPLETE, CKPT_TEMPORARY, CKPT_DELETED, CKPT_BROKEN };
+enum ckpt_state {
+    CKPT_COMPLETE,
+    CKPT_TEMPORARY,
+    CKPT_DELETED,
+    CKPT_BROKEN,    /* damaged or incomplete */
+    CKPT_UNREADABLE /* could not be looked at now: perhaps whole */
+};
 
 struct ckpt_entry {
     char name[96];
@@ -190,10 +207,16 @@ struct ckpt_entry {
     int zero_stage; /* "zero_stage" of the saved topology_json; -1: not said */
     double loss;
     int64_t created_unix_ns;
-    char why[256];                   /* broken: the reason */
+    char why[256];                   /* broken, unreadable: the reason */
     const struct ckpt_group *groups; /* complete: what it holds */
     size_t n_groups;
 };
+
+/*
+ * The highest step that was finished under a root or run directory, -1: none.  Reads no more than
+ * a line of it, so it may be damaged.  Local.
+ */
+shoal_status ckpt_newest_step(const char *root, int64_t *step_out);
 
 /*
  * List a root or run directory, newest first; *entries_out, groups included, is freed by the caller

@@ -17,7 +17,7 @@
  *   shards.c          the table of shards: order, coverage, extents
  *   plan.c skeleton.c payload.c manifest_write.c save.c commit.c  saving (save_internal.h)
  *   store.c prune.c                                       the root: lock, clean-up, keep
- *   manifest_read.c open.c read.c hash.c list.c api.c     reading
+ *   choose.c manifest_read.c open.c read.c hash.c list.c api.c     reading
  */
 
 enum {
@@ -89,6 +89,19 @@ _Static_assert(sizeof(struct file_row) == 48, "file_row is 48 bytes on disk");
 /* Record "<path>: <what>: <text of errno>"; ENOSPC gets a hint. */
 shoal_status ckpt_fs_fail(shoal_status code, const char *path, const char *what);
 
+/*
+ * Reading was refused (errno): SHOAL_ERR_NOMEM, SHOAL_ERR_NOINPUT without permission, else
+ * SHOAL_ERR_IO.  Never SHOAL_ERR_DATA, which is a verdict on what was read.
+ */
+shoal_status ckpt_fs_refused(const char *path, const char *what);
+
+/* What a name stands for, links followed; anything that hides it is ckpt_fs_refused. */
+enum fs_kind { FS_ABSENT, FS_DIRECTORY, FS_FILE, FS_OTHER };
+shoal_status ckpt_fs_look(const char *path, enum fs_kind *kind_out);
+
+/* A checkpoint's file: SHOAL_ERR_DATA where there is none, or something that open could wait for. */
+shoal_status ckpt_fs_need_file(const char *path);
+
 /* a/b into out; too long is SHOAL_ERR_CANTCREATE. */
 shoal_status ckpt_fs_join(char *out, size_t out_bytes, const char *a, const char *b);
 
@@ -108,7 +121,10 @@ shoal_status ckpt_fs_write_file(const char *dir, const char *name, const void *d
 shoal_status ckpt_fs_probe_space(const char *path, uint64_t n_bytes);
 shoal_status ckpt_fs_sync_file(const char *path);
 
-/* The whole of a file of at most max_bytes; *data_out is freed by the caller, NUL-terminated. */
+/*
+ * The whole of a file of at most max_bytes, more is SHOAL_ERR_DATA; not to be read is
+ * ckpt_fs_refused; *data_out is freed by the caller, NUL-terminated.
+ */
 shoal_status ckpt_fs_read_file(const char *path, size_t max_bytes, char **data_out, size_t *n_out);
 
 /*
@@ -146,7 +162,10 @@ struct commit {
 
 size_t ckpt_commit_format(char *out, size_t out_bytes, const struct commit *commit);
 
-/* Read and check <dir>/COMMIT; anything wrong with it is SHOAL_ERR_DATA. */
+/*
+ * Read and check <dir>/COMMIT; anything wrong with it is SHOAL_ERR_DATA, but an intact one of a
+ * newer version is SHOAL_ERR_CONFIG: the checkpoint is not to blame.
+ */
 shoal_status ckpt_commit_read(const char *dir, struct commit *commit_out);
 
 /* COMMIT, then the manifest's bytes against it.  *image_out (or NULL) is freed by the caller. */
@@ -305,6 +324,7 @@ struct manifest {
 shoal_status ckpt_manifest_create(const struct manifest *manifest, const char *path);
 
 struct ckpt {
+    struct comm *comm; /* told of progress while opening; NULL: nobody */
     char path[CKPT_PATH_BYTES];
     struct commit commit;
     struct ckpt_meta meta; /* its texts are `texts` */
@@ -335,18 +355,24 @@ struct ckpt {
 /* Parse and check manifest.h5 (n_bytes at image, already checked against COMMIT) into ckpt. */
 shoal_status ckpt_manifest_parse(struct ckpt *ckpt, const char *image, size_t n_bytes);
 
-/* ---- open.c ---- */
-
-enum { READ_SLOTS = 4 };
-
-/* Open one step directory; everything but the payload is checked. */
-shoal_status ckpt_open_step(const char *dir, struct ckpt **ckpt_out);
+/* ---- choose.c ---- */
 
 /* The directory that holds the steps: path/checkpoints if there is one, else path. */
 shoal_status ckpt_root_of(const char *path, char out[CKPT_PATH_BYTES]);
 
 /* Steps with final names under root, newest first; freed by the caller. */
 shoal_status ckpt_steps(const char *root, int64_t **steps_out, size_t *n_out);
+
+/* ---- open.c ---- */
+
+enum { READ_SLOTS = 4 };
+
+/*
+ * Open one step directory; everything but the payload is checked.  SHOAL_ERR_DATA: damaged or
+ * incomplete; any other failure says nothing against it.  `comm` (NULL: nobody waits) is told of
+ * progress with every file.
+ */
+shoal_status ckpt_open_step(struct comm *comm, const char *dir, struct ckpt **ckpt_out);
 
 /* Indexes, or -1. */
 int ckpt_find_kind(const struct ckpt *ckpt, const char *kind);

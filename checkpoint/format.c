@@ -1,13 +1,11 @@
 #include "checkpoint/checkpoint_internal.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <isa-l/crc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /*
  * COMMIT is one line of ASCII:
@@ -96,17 +94,28 @@ size_t ckpt_commit_format(char *out, size_t out_bytes, const struct commit *c)
     return (size_t)n;
 }
 
+/* Does the checksum at the end fit what stands before it, of whatever version that is? */
+static bool commit_is_intact(const char *text)
+{
+    const char *mark = strstr(text, " crc32c ");
+    uint32_t crc;
+
+    return mark != NULL && sscanf(mark, " crc32c %8" SCNx32, &crc) == 1 &&
+           crc == ckpt_crc32c(0, text, (size_t)(mark - text));
+}
+
 static shoal_status commit_parse(const char *path, const char *text, struct commit *commit_out)
 {
     struct commit c = {0};
-    const char *mark = strstr(text, " crc32c ");
     char again[COMMIT_MAX_BYTES];
 
-    if (mark == NULL)
-        return fail(SHOAL_ERR_DATA, "%s: is not a commit record", path);
-    if (sscanf(text, CKPT_FORMAT " %d", &c.version) == 1 && c.version > CKPT_VERSION_MAJOR)
-        return fail(SHOAL_ERR_DATA, "%s: format version %d, this program reads up to %d", path,
-                    c.version, CKPT_VERSION_MAJOR);
+    if (commit_is_intact(text) && sscanf(text, CKPT_FORMAT " %d", &c.version) == 1 &&
+        c.version > CKPT_VERSION_MAJOR) {
+        fail(SHOAL_ERR_CONFIG, "%s: format version %d, this program reads up to %d", path,
+             c.version, CKPT_VERSION_MAJOR);
+        return fail_hint(SHOAL_ERR_CONFIG,
+                         "use the version of shoal that saved it, or a newer one");
+    }
     if (sscanf(text,
                CKPT_FORMAT " %d step %" SCNd64 " manifest_bytes %" SCNu64
                            " manifest_crc32c %" SCNx32 " attempt %36s",
@@ -123,12 +132,15 @@ static shoal_status commit_parse(const char *path, const char *text, struct comm
 shoal_status ckpt_commit_read(const char *dir, struct commit *commit_out)
 {
     char path[CKPT_PATH_BYTES];
+    enum fs_kind kind;
     char *text = NULL;
     size_t n = 0;
 
     SHOAL_TRY(ckpt_fs_join(path, sizeof path, dir, CKPT_COMMIT_FILE));
-    if (access(path, F_OK) != 0 && errno == ENOENT)
+    SHOAL_TRY(ckpt_fs_look(path, &kind));
+    if (kind == FS_ABSENT)
         return fail(SHOAL_ERR_DATA, "%s: has no " CKPT_COMMIT_FILE ", it was never finished", dir);
+    SHOAL_TRY(ckpt_fs_need_file(path));
     SHOAL_TRY(ckpt_fs_read_file(path, COMMIT_MAX_BYTES - 1, &text, &n));
 
     shoal_status status = strlen(text) == n
@@ -148,8 +160,7 @@ shoal_status ckpt_commit_check(const char *dir, struct commit *commit_out, char 
 
     SHOAL_TRY(ckpt_commit_read(dir, &commit));
     SHOAL_TRY(ckpt_fs_join(path, sizeof path, dir, CKPT_MANIFEST_FILE));
-    if (access(path, F_OK) != 0 && errno == ENOENT)
-        return fail(SHOAL_ERR_DATA, "%s: is missing", path);
+    SHOAL_TRY(ckpt_fs_need_file(path));
     SHOAL_TRY(ckpt_fs_read_file(path, CKPT_MANIFEST_MAX_BYTES, &image, &n));
     if (n != commit.manifest_bytes) {
         free(image);

@@ -21,6 +21,41 @@ shoal_status ckpt_fs_fail(shoal_status code, const char *path, const char *what)
     return code;
 }
 
+shoal_status ckpt_fs_refused(const char *path, const char *what)
+{
+    bool is_forbidden = errno == EACCES || errno == EPERM;
+
+    return ckpt_fs_fail(errno == ENOMEM ? SHOAL_ERR_NOMEM
+                        : is_forbidden  ? SHOAL_ERR_NOINPUT
+                                        : SHOAL_ERR_IO,
+                        path, what);
+}
+
+shoal_status ckpt_fs_look(const char *path, enum fs_kind *kind_out)
+{
+    struct stat st;
+
+    if (stat(path, &st) == 0)
+        *kind_out = S_ISDIR(st.st_mode) ? FS_DIRECTORY : S_ISREG(st.st_mode) ? FS_FILE : FS_OTHER;
+    else if (errno == ENOENT || errno == ENOTDIR)
+        *kind_out = FS_ABSENT;
+    else
+        return ckpt_fs_refused(path, "cannot look at it");
+    return SHOAL_OK;
+}
+
+shoal_status ckpt_fs_need_file(const char *path)
+{
+    enum fs_kind kind;
+
+    SHOAL_TRY(ckpt_fs_look(path, &kind));
+    if (kind == FS_ABSENT)
+        return fail(SHOAL_ERR_DATA, "%s: is missing", path);
+    if (kind != FS_FILE)
+        return fail(SHOAL_ERR_DATA, "%s: is not a regular file", path);
+    return SHOAL_OK;
+}
+
 shoal_status ckpt_fs_join(char *out, size_t out_bytes, const char *a, const char *b)
 {
     size_t n = strlen(a);
@@ -153,7 +188,7 @@ static shoal_status read_open_file(const char *path, int fd, size_t max_bytes, c
     size_t n = 0;
 
     if (fstat(fd, &st) != 0)
-        return ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot stat");
+        return ckpt_fs_refused(path, "cannot stat");
     if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size > max_bytes)
         return fail(SHOAL_ERR_DATA, "%s: holds %lld bytes, at most %zu were expected", path,
                     (long long)st.st_size, max_bytes);
@@ -169,9 +204,10 @@ static shoal_status read_open_file(const char *path, int fd, size_t max_bytes, c
         if (got < 0 && errno == EINTR)
             continue;
         if (got <= 0) {
+            /* Nobody writes to a checkpoint: a file that changes is a file system that lags. */
             shoal_status status = got < 0
-                                      ? ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot read")
-                                      : fail(SHOAL_ERR_DATA, "%s: shrank while it was read", path);
+                                      ? ckpt_fs_refused(path, "cannot read")
+                                      : fail(SHOAL_ERR_IO, "%s: shrank while it was read", path);
             free(data);
             return status;
         }
@@ -188,7 +224,7 @@ shoal_status ckpt_fs_read_file(const char *path, size_t max_bytes, char **data_o
     int fd = open(path, O_RDONLY | O_CLOEXEC);
 
     if (fd < 0)
-        return ckpt_fs_fail(SHOAL_ERR_NOINPUT, path, "cannot open");
+        return ckpt_fs_refused(path, "cannot open");
 
     shoal_status status = read_open_file(path, fd, max_bytes, data_out, n_out);
 

@@ -327,7 +327,11 @@ shoal_status ckpt_h5_get_text(const char *path, hid_t file, const char *name, ch
     void *text = NULL;
     size_t n = 0;
 
-    if (H5Lexists(file, name, H5P_DEFAULT) <= 0) {
+    htri_t exists = H5Lexists(file, name, H5P_DEFAULT);
+
+    if (exists < 0)
+        return ckpt_h5_fail(SHOAL_ERR_DATA, path, name);
+    if (exists == 0) {
         *text_out = NULL;
         return SHOAL_OK;
     }

@@ -78,7 +78,7 @@ static void describe_step(const char *path, struct ckpt_entry *entry)
 {
     struct ckpt *ckpt = NULL;
     struct ckpt_group *groups = NULL;
-    shoal_status status = ckpt_open_step(path, &ckpt);
+    shoal_status status = ckpt_open_step(NULL, path, &ckpt);
 
     if (status == SHOAL_OK)
         status = ckpt_groups(ckpt, &groups, &entry->n_groups);
@@ -86,7 +86,7 @@ static void describe_step(const char *path, struct ckpt_entry *entry)
     if (status != SHOAL_OK) {
         const char *why = shoal_last_error();
 
-        entry->state = CKPT_BROKEN;
+        entry->state = status == SHOAL_ERR_DATA ? CKPT_BROKEN : CKPT_UNREADABLE;
         snprintf(entry->why, sizeof entry->why, "%.*s", (int)strcspn(why, "\n"), why);
         ckpt_close(ckpt);
         return;
@@ -171,7 +171,7 @@ shoal_status ckpt_list(const char *path, struct ckpt_entry **entries_out, size_t
     int n = scandir(root, &names, is_step, NULL);
 
     if (n < 0)
-        return ckpt_fs_fail(SHOAL_ERR_NOINPUT, root, "cannot list");
+        return ckpt_fs_refused(root, "cannot list");
 
     struct ckpt_entry *entries = calloc((size_t)n + 1, sizeof *entries);
     shoal_status status =

@@ -1,5 +1,6 @@
 #include "checkpoint/checkpoint_internal.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -57,19 +58,29 @@ static shoal_status read_meta(struct ckpt *ckpt, const char *path, hid_t file)
         ckpt_h5_get_attr(path, file, "data_fingerprint", H5T_STD_U64LE, 1, &m->data_fingerprint));
     SHOAL_TRY(ckpt_h5_get_attr(path, file, "seed", H5T_STD_U64LE, 1, &m->seed));
     SHOAL_TRY(ckpt_h5_get_attr(path, file, "loss", H5T_IEEE_F64LE, 1, &m->loss));
-    SHOAL_TRY(ckpt_h5_get_text(path, file, "/config/yaml", &ckpt->texts[0]));
-    SHOAL_TRY(ckpt_h5_get_text(path, file, "/config/model_json", &ckpt->texts[1]));
-    SHOAL_TRY(ckpt_h5_get_text(path, file, "/config/optimizer_json", &ckpt->texts[2]));
-    SHOAL_TRY(ckpt_h5_get_text(path, file, "/config/topology_json", &ckpt->texts[3]));
-    m->config_yaml = ckpt->texts[0];
-    m->model_json = ckpt->texts[1];
-    m->optimizer_json = ckpt->texts[2];
-    m->topology_json = ckpt->texts[3];
     if (m->step != ckpt->commit.step || strcmp(attempt, ckpt->commit.attempt) != 0)
         return fail(SHOAL_ERR_DATA,
                     "%s: is of step %" PRId64 ", attempt %s; " CKPT_COMMIT_FILE
                     " says step %" PRId64 ", attempt %s",
                     path, m->step, attempt, ckpt->commit.step, ckpt->commit.attempt);
+    return SHOAL_OK;
+}
+
+static shoal_status read_texts(struct ckpt *ckpt, const char *path, hid_t file)
+{
+    static const char *const names[4] = {"/config/yaml", "/config/model_json",
+                                         "/config/optimizer_json", "/config/topology_json"};
+    struct ckpt_meta *m = &ckpt->meta;
+    htri_t has_any = H5Lexists(file, "/config", H5P_DEFAULT);
+
+    if (has_any < 0)
+        return ckpt_h5_fail(SHOAL_ERR_DATA, path, "/config");
+    for (int i = 0; has_any > 0 && i < 4; i++)
+        SHOAL_TRY(ckpt_h5_get_text(path, file, names[i], &ckpt->texts[i]));
+    m->config_yaml = ckpt->texts[0];
+    m->model_json = ckpt->texts[1];
+    m->optimizer_json = ckpt->texts[2];
+    m->topology_json = ckpt->texts[3];
     return SHOAL_OK;
 }
 
@@ -233,6 +244,7 @@ static shoal_status read_all(struct ckpt *ckpt, const char *path, hid_t file)
 {
     SHOAL_TRY(read_version(ckpt, path, file));
     SHOAL_TRY(read_meta(ckpt, path, file));
+    SHOAL_TRY(read_texts(ckpt, path, file));
     SHOAL_TRY(read_tables(ckpt, path, file));
     SHOAL_TRY(check_kinds(ckpt, path));
     SHOAL_TRY(check_files(ckpt, path));
@@ -248,27 +260,42 @@ static shoal_status read_all(struct ckpt *ckpt, const char *path, hid_t file)
     return ckpt_shards_check(SHOAL_ERR_DATA, path, &ckpt->space, ckpt->shards, ckpt->n_shards);
 }
 
+static shoal_status parse(struct ckpt *ckpt, const char *path, const char *image, size_t n_bytes)
+{
+    hid_t fapl = ckpt_h5_access(0);
+
+    /* HDF5 copies the image. */
+    if (H5Pset_fapl_core(fapl, 1 << 20, false) < 0 ||
+        H5Pset_file_image(fapl, (void *)(uintptr_t)image, n_bytes) < 0) {
+        H5Pclose(fapl);
+        return ckpt_h5_fail(SHOAL_ERR_NOMEM, path, "cannot be given to HDF5");
+    }
+
+    /* With an image HDF5 insists on a name that cannot be opened: below a file there is none. */
+    hid_t file = H5Fopen("/dev/null/manifest", H5F_ACC_RDONLY, fapl);
+
+    H5Pclose(fapl);
+    if (file < 0)
+        /* Not damage: these are the bytes that were committed.  Memory, or another HDF5's format. */
+        return ckpt_h5_fail(SHOAL_ERR_IO, path, "HDF5 cannot open what was saved there");
+
+    shoal_status status = read_all(ckpt, path, file);
+
+    H5Fclose(file);
+    return status;
+}
+
 shoal_status ckpt_manifest_parse(struct ckpt *ckpt, const char *image, size_t n_bytes)
 {
     char path[CKPT_PATH_BYTES];
 
     SHOAL_TRY(ckpt_fs_join(path, sizeof path, ckpt->path, CKPT_MANIFEST_FILE));
+    errno = 0;
 
-    hid_t fapl = ckpt_h5_access(0);
+    shoal_status status = parse(ckpt, path, image, n_bytes);
 
-    H5Pset_fapl_core(fapl, 1 << 20, false);
-    /* HDF5 copies the image. */
-    H5Pset_file_image(fapl, (void *)(uintptr_t)image, n_bytes);
-
-    /* With an image HDF5 insists on the name of a file that does not exist. */
-    hid_t file = H5Fopen("shoal manifest image", H5F_ACC_RDONLY, fapl);
-
-    H5Pclose(fapl);
-    if (file < 0)
-        return ckpt_h5_fail(SHOAL_ERR_DATA, path, "is not a readable HDF5 file");
-
-    shoal_status status = read_all(ckpt, path, file);
-
-    H5Fclose(file);
+    /* Of an allocation that failed HDF5 only says that something failed. */
+    if (status == SHOAL_ERR_DATA && errno == ENOMEM)
+        return fail(SHOAL_ERR_NOMEM, "%s: no memory for HDF5 to read it", path);
     return status;
 }

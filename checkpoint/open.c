@@ -1,15 +1,10 @@
 #include "checkpoint/checkpoint_internal.h"
-#include "runtime/base/log.h"
 #include "runtime/base/pages.h"
 
-#include <dirent.h>
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 /*
  * Opening: COMMIT, the manifest against it, every rank file's size, frame and checksum table
@@ -33,6 +28,13 @@ shoal_status ckpt_crc_range(struct io_engine *engine, struct io_file *file, char
         from += n;
     }
     return SHOAL_OK;
+}
+
+/* With many ranks' files this takes its time, and the other ranks wait. */
+static void note(const struct ckpt *ckpt)
+{
+    if (ckpt->comm != NULL)
+        comm_note(ckpt->comm, ckpt->meta.step, "checkpoint: opening");
 }
 
 /* The frame does not match: say whose file it is, if it can say so itself. */
@@ -108,8 +110,8 @@ static shoal_status check_file(struct ckpt *ckpt, const struct file_row *row)
 
     ckpt_rank_file_name(name, row->rank);
     SHOAL_TRY(ckpt_fs_join(path, sizeof path, ckpt->path, name));
-    if (access(path, F_OK) != 0 && errno == ENOENT)
-        return fail(SHOAL_ERR_DATA, "%s: is missing", path);
+    note(ckpt);
+    SHOAL_TRY(ckpt_fs_need_file(path));
     SHOAL_TRY(io_file_open(ckpt->engine, path, false, &file));
 
     shoal_status status = check_frame(ckpt, path, file, row);
@@ -134,7 +136,9 @@ static shoal_status open_checked(struct ckpt *ckpt, const char *dir)
     if (strlen(dir) >= sizeof ckpt->path)
         return fail(SHOAL_ERR_NOINPUT, "%s: path is too long", dir);
     memcpy(ckpt->path, dir, strlen(dir) + 1);
+    note(ckpt);
     SHOAL_TRY(ckpt_commit_check(dir, &ckpt->commit, &image));
+    note(ckpt);
 
     shoal_status status = ckpt_manifest_parse(ckpt, image, (size_t)ckpt->commit.manifest_bytes);
 
@@ -153,12 +157,13 @@ static shoal_status open_checked(struct ckpt *ckpt, const char *dir)
     return SHOAL_OK;
 }
 
-shoal_status ckpt_open_step(const char *dir, struct ckpt **ckpt_out)
+shoal_status ckpt_open_step(struct comm *comm, const char *dir, struct ckpt **ckpt_out)
 {
     struct ckpt *ckpt = calloc(1, sizeof *ckpt);
 
     if (ckpt == NULL)
         return fail(SHOAL_ERR_NOMEM, "%s: no memory", dir);
+    ckpt->comm = comm;
 
     shoal_status status = open_checked(ckpt, dir);
 
@@ -190,123 +195,6 @@ void ckpt_close(struct ckpt *ckpt)
     for (int i = 0; i < 4; i++)
         free(ckpt->texts[i]);
     free(ckpt);
-}
-
-/* ---- which one ---- */
-
-shoal_status ckpt_root_of(const char *path, char out[CKPT_PATH_BYTES])
-{
-    if (strlen(path) >= CKPT_PATH_BYTES)
-        return fail(SHOAL_ERR_NOINPUT, "%s: path is too long", path);
-    if (!ckpt_fs_is_dir(path))
-        return fail(SHOAL_ERR_NOINPUT, "%s: %s", path,
-                    access(path, F_OK) == 0 ? "is not a directory" : "does not exist");
-    if (ckpt_fs_join(out, CKPT_PATH_BYTES, path, "checkpoints") != SHOAL_OK || !ckpt_fs_is_dir(out))
-        memcpy(out, path, strlen(path) + 1);
-    return SHOAL_OK;
-}
-
-static int newest_first(const void *pa, const void *pb)
-{
-    int64_t a = *(const int64_t *)pa;
-    int64_t b = *(const int64_t *)pb;
-
-    return a > b ? -1 : a < b;
-}
-
-shoal_status ckpt_steps(const char *root, int64_t **steps_out, size_t *n_out)
-{
-    struct dirent **entries = NULL;
-    int n = scandir(root, &entries, NULL, NULL);
-
-    if (n < 0)
-        return ckpt_fs_fail(SHOAL_ERR_NOINPUT, root, "cannot list");
-
-    int64_t *steps = calloc((size_t)n + 1, sizeof *steps);
-    size_t n_steps = 0;
-
-    for (int i = 0; i < n; i++) {
-        int64_t step;
-
-        if (steps != NULL && ckpt_step_name_parse(entries[i]->d_name, &step) == STEP_FINAL)
-            steps[n_steps++] = step;
-        free(entries[i]);
-    }
-    free(entries);
-    if (steps == NULL)
-        return fail(SHOAL_ERR_NOMEM, "%s: no memory to list it", root);
-    qsort(steps, n_steps, sizeof *steps, newest_first);
-    *steps_out = steps;
-    *n_out = n_steps;
-    return SHOAL_OK;
-}
-
-/* A step directory is known by its name, or by its COMMIT when it was renamed. */
-static bool is_step_dir(const char *path)
-{
-    const char *base = strrchr(path, '/') != NULL ? strrchr(path, '/') + 1 : path;
-    char commit[CKPT_PATH_BYTES];
-    int64_t step;
-
-    return ckpt_step_name_parse(base, &step) != STEP_NOT_A_STEP ||
-           (ckpt_fs_join(commit, sizeof commit, path, CKPT_COMMIT_FILE) == SHOAL_OK &&
-            access(commit, F_OK) == 0);
-}
-
-static shoal_status open_newest(const char *root, struct ckpt **ckpt_out)
-{
-    int64_t *steps = NULL;
-    size_t n = 0;
-    shoal_status status = SHOAL_ERR_NOINPUT;
-
-    SHOAL_TRY(ckpt_steps(root, &steps, &n));
-    if (n == 0)
-        status = fail(SHOAL_ERR_NOINPUT, "%s: holds no checkpoint", root);
-    for (size_t i = 0; i < n; i++) {
-        char name[CKPT_NAME_BYTES];
-        char path[CKPT_PATH_BYTES];
-
-        ckpt_step_name(name, steps[i]);
-        status = ckpt_fs_join(path, sizeof path, root, name);
-        if (status == SHOAL_OK)
-            status = ckpt_open_step(path, ckpt_out);
-        /* Only damage is skipped: running out of memory says nothing about the checkpoint. */
-        if (status == SHOAL_OK || status == SHOAL_ERR_NOMEM)
-            break;
-        const char *why = shoal_last_error();
-
-        log_line("ckpt", "%s is broken and skipped: %.*s", name, (int)strcspn(why, "\n"), why);
-    }
-    free(steps);
-    if (status != SHOAL_OK && status != SHOAL_ERR_NOMEM && n > 0) {
-        status = fail_context(status, "%s: no step is whole, the oldest one", root);
-        return fail_hint(status, "`shoal ckpt ls` shows why each step is broken");
-    }
-    return status;
-}
-
-shoal_status ckpt_open(const char *path, struct ckpt **ckpt_out)
-{
-    char trimmed[CKPT_PATH_BYTES];
-    char root[CKPT_PATH_BYTES];
-    size_t n = strlen(path);
-
-    ckpt_h5_quiet();
-    while (n > 1 && path[n - 1] == '/')
-        n--;
-    if (n >= sizeof trimmed)
-        return fail(SHOAL_ERR_NOINPUT, "%s: path is too long", path);
-    memcpy(trimmed, path, n);
-    trimmed[n] = '\0';
-    if (ckpt_fs_is_dir(trimmed) && is_step_dir(trimmed)) {
-        shoal_status status = ckpt_open_step(trimmed, ckpt_out);
-
-        return status == SHOAL_ERR_DATA
-                   ? fail_hint(status, "give the directory above it to take the newest whole step")
-                   : status;
-    }
-    SHOAL_TRY(ckpt_root_of(trimmed, root));
-    return open_newest(root, ckpt_out);
 }
 
 /* ---- what is in it ---- */

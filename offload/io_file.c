@@ -53,7 +53,7 @@ shoal_status io_file_open(struct io_engine *engine, const char *path, bool writa
 err_free:
     free(name);
     free(file);
-    if (error == 0)
+    if (error == 0 || error == ENOMEM)
         return SHOAL_ERR_NOMEM;
     return !writable && (error == ENOENT || error == EACCES || error == ENOTDIR) ? SHOAL_ERR_NOINPUT
                                                                                  : SHOAL_ERR_IO;

@@ -28,7 +28,7 @@ struct io_file;
 
 /*
  * Open for writing an existing file (checkpoint skeleton) or for reading.  Local.  A missing or
- * unreadable file is SHOAL_ERR_NOINPUT, anything else SHOAL_ERR_IO.
+ * unreadable file is SHOAL_ERR_NOINPUT, no memory SHOAL_ERR_NOMEM, anything else SHOAL_ERR_IO.
  */
 shoal_status io_file_open(struct io_engine *engine, const char *path, bool writable,
                           struct io_file **file_out);

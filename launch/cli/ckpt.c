@@ -21,6 +21,8 @@ static const char *state_name(enum ckpt_state state)
         return "deleted";
     case CKPT_BROKEN:
         return "broken";
+    case CKPT_UNREADABLE:
+        return "unreadable";
     }
     return "unknown";
 }
@@ -77,7 +79,7 @@ static void print_entry(const struct ckpt_entry *entry)
     time_t seconds = (time_t)(entry->created_unix_ns / 1000000000);
 
     if (entry->state != CKPT_COMPLETE) {
-        printf("%-24s %-9s  %s\n", entry->name, state_name(entry->state), entry->why);
+        printf("%-24s %-10s %s\n", entry->name, state_name(entry->state), entry->why);
         return;
     }
     bytes_text(entry->n_bytes, size);

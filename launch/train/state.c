@@ -84,36 +84,46 @@ shoal_status state_publish(struct trainer *trainer)
     return state_publish_shards(trainer);
 }
 
-/* Rank 0 chooses the step directory; all ranks then open that one. */
-static shoal_status choose_checkpoint(struct trainer *trainer, char *path, size_t n_bytes)
+/* What to say beside a checkpoint to go on from that could not be opened, if there is more to say. */
+static shoal_status explain_resume(const struct config *config, bool is_auto, bool is_number,
+                                   shoal_status status)
 {
-    const char *resume = trainer->config->checkpoint.resume;
-    char root[600];
-    bool is_number = resume[0] != '\0' && strspn(resume, "0123456789") == strlen(resume);
-    struct ckpt *ckpt = NULL;
+    bool unread =
+        status == SHOAL_ERR_IO || status == SHOAL_ERR_NOMEM || status == SHOAL_ERR_NOINPUT;
 
-    path[0] = '\0';
+    if (is_auto && unread)
+        return fail_hint(status,
+                         "run it again when the checkpoint can be read, or go on from an older "
+                         "one with checkpoint.resume=STEP; `shoal ckpt ls %s` lists them",
+                         config->run.out);
+    if (!is_auto && status == SHOAL_ERR_NOINPUT)
+        return fail_hint(status,
+                         is_number ? "`shoal ckpt ls %s` lists the steps there are"
+                                   : "set checkpoint.resume=auto to continue in %s",
+                         config->run.out);
+    return status;
+}
+
+/* The checkpoint of this run to go on from; NULL: there is none, or none is wanted.  Collective. */
+static shoal_status open_resumed(struct trainer *trainer, struct ckpt **ckpt_out)
+{
+    const struct config *config = trainer->config;
+    const char *resume = config->checkpoint.resume;
+    bool is_auto = strcmp(resume, "auto") == 0;
+    bool is_number = resume[0] != '\0' && strspn(resume, "0123456789") == strlen(resume);
+    char path[CONFIG_TEXT + 64];
+
+    *ckpt_out = NULL;
     if (strcmp(resume, "never") == 0)
         return SHOAL_OK;
-    if (strcmp(resume, "auto") == 0)
-        snprintf(root, sizeof root, "%s/checkpoints", trainer->config->run.out);
+    if (is_auto)
+        snprintf(path, sizeof path, "%s/checkpoints", config->run.out);
     else if (is_number)
-        snprintf(root, sizeof root, "%s/checkpoints/step-%012lld", trainer->config->run.out,
-                 atoll(resume));
+        snprintf(path, sizeof path, "%s/checkpoints/step-%012lld", config->run.out, atoll(resume));
     else
-        snprintf(root, sizeof root, "%s", resume);
-    shoal_status status = ckpt_open(root, &ckpt);
-    if (status == SHOAL_ERR_NOINPUT && strcmp(resume, "auto") == 0)
-        return SHOAL_OK;
-    if (status == SHOAL_ERR_NOINPUT)
-        fail_hint(status,
-                  is_number ? "`shoal ckpt ls %s` lists the steps there are"
-                            : "set checkpoint.resume=auto to continue in %s",
-                  trainer->config->run.out);
-    SHOAL_TRY(status);
-    snprintf(path, n_bytes, "%s", ckpt_path(ckpt));
-    ckpt_close(ckpt);
-    return SHOAL_OK;
+        snprintf(path, sizeof path, "%s", resume);
+    return explain_resume(config, is_auto, is_number,
+                          ckpt_open_all(trainer->comm, path, is_auto, ckpt_out));
 }
 
 /* Checkpoints above the step we start from are of another past: `auto` would go on from them. */
@@ -121,19 +131,14 @@ static void warn_of_later_steps(const struct trainer *trainer)
 {
     const char *out = trainer->config->run.out;
     bool chosen = strcmp(trainer->config->checkpoint.resume, "auto") != 0;
-    struct ckpt_entry *entries = NULL;
-    size_t n = 0, i = 0;
+    int64_t newest;
 
-    if (!chosen || comm_rank(trainer->comm) != 0 || ckpt_list(out, &entries, &n) != SHOAL_OK)
-        return;
-    while (i < n && entries[i].state != CKPT_COMPLETE)
-        i++;
-    if (i < n && entries[i].step > trainer->first_step)
+    if (chosen && comm_rank(trainer->comm) == 0 && ckpt_newest_step(out, &newest) == SHOAL_OK &&
+        newest > trainer->first_step)
         log_line("warn",
                  "%s holds a checkpoint of step %lld from before: remove it, or a later "
                  "checkpoint.resume=auto continues there",
-                 out, (long long)entries[i].step);
-    free(entries);
+                 out, (long long)newest);
 }
 
 /* The rule of tensors that no group takes. */
@@ -243,13 +248,11 @@ static shoal_status convert_states(struct trainer *trainer, struct ckpt *ckpt,
     return SHOAL_OK;
 }
 
-static shoal_status load_from(struct trainer *trainer, const char *path, bool weights_only)
+static shoal_status load_from(struct trainer *trainer, struct ckpt *ckpt, bool weights_only)
 {
-    struct ckpt *ckpt = NULL;
     struct state_pieces all = {0};
     shoal_status status = SHOAL_OK;
 
-    SHOAL_TRY(ckpt_open(path, &ckpt));
     if (!weights_only)
         SHOAL_TRY_GOTO(check_same_run(trainer, ckpt_meta(ckpt)), end);
     SHOAL_TRY_GOTO(state_pieces(trainer, false, &all), end);
@@ -276,33 +279,38 @@ static shoal_status load_from(struct trainer *trainer, const char *path, bool we
 
 end:
     state_pieces_free(&all);
-    ckpt_close(ckpt);
     return status;
+}
+
+static void report_resume(const struct trainer *trainer, const struct ckpt *ckpt, bool weights_only)
+{
+    const struct config *config = trainer->config;
+
+    if (weights_only)
+        log_line("resume", "weights from %s, new optimizer state", config->model.from);
+    else if (ckpt != NULL)
+        log_line("resume", "%s: continuing after step %lld", ckpt_path(ckpt),
+                 (long long)trainer->first_step);
+    else
+        log_line("resume", "none found (%s): starting anew", config->checkpoint.resume);
 }
 
 shoal_status state_resume(struct trainer *trainer)
 {
-    char path[640] = "";
     const char *from = trainer->config->model.from;
-    shoal_status status = SHOAL_OK;
+    struct ckpt *ckpt = NULL;
 
-    if (comm_rank(trainer->comm) == 0)
-        status = choose_checkpoint(trainer, path, sizeof path);
-    SHOAL_TRY(comm_agree(trainer->comm, status));
-    SHOAL_TRY(comm_broadcast(trainer->comm, 0, path, sizeof path));
-    if (path[0] != '\0')
-        status = load_from(trainer, path, false);
-    else if (from[0] != '\0')
-        status = load_from(trainer, from, true);
-    else
-        status = state_init(trainer);
-    SHOAL_TRY(comm_agree(trainer->comm, status));
-    if (path[0] != '\0')
-        log_line("resume", "%s: continuing after step %lld", path, (long long)trainer->first_step);
-    else if (from[0] != '\0')
-        log_line("resume", "weights from %s, new optimizer state", from);
-    else
-        log_line("resume", "none found (%s): starting anew", trainer->config->checkpoint.resume);
+    SHOAL_TRY(open_resumed(trainer, &ckpt));
+    bool weights_only = ckpt == NULL && from[0] != '\0';
+    if (weights_only)
+        SHOAL_TRY(ckpt_open_all(trainer->comm, from, false, &ckpt));
+    shoal_status status =
+        ckpt != NULL ? load_from(trainer, ckpt, weights_only) : state_init(trainer);
+    status = comm_agree(trainer->comm, status);
+    if (status == SHOAL_OK)
+        report_resume(trainer, ckpt, weights_only);
+    ckpt_close(ckpt);
+    SHOAL_TRY(status);
     warn_of_later_steps(trainer);
     return state_publish(trainer);
 }

@@ -153,7 +153,7 @@ Test(ckpt_version_1, newer_formats_and_versions_that_differ_are_refused)
     cr_expect_neq(strstr(shoal_last_error(), "format version 1.0, COMMIT says 2"), NULL, "%s",
                   shoal_last_error());
     set_commit_version(3);
-    cr_expect_eq(ckpt_open(root, &ckpt), SHOAL_ERR_DATA);
+    cr_expect_eq(ckpt_open(root, &ckpt), SHOAL_ERR_CONFIG);
     cr_expect_neq(strstr(shoal_last_error(), "format version 3, this program reads up to 2"), NULL,
                   "%s", shoal_last_error());
 }

@@ -89,6 +89,27 @@ Test(ckpt_world, one_killed_rank_ends_the_save_and_leaves_the_step_before)
     cr_expect_eq(read_as("1", "2"), 0, "%s", output);
 }
 
+Test(ckpt_world, one_rank_without_descriptors_ends_the_opening_on_all)
+{
+    cr_assert_eq(save("2", "3", "1", ""), 0, "%s", output);
+    cr_expect_eq(run_job("3", "open", "3"), 0, "%s", output);
+    for (int rank = 0; rank < 3; rank++) {
+        char number[8], text[64];
+        int n = 0;
+
+        snprintf(number, sizeof number, "%d", rank);
+        setenv("SHOAL_TEST_STARVED", number, 1);
+        cr_expect_eq(run_job("3", "open", "3"), 74, "rank %d: %s", rank, output);
+        unsetenv("SHOAL_TEST_STARVED");
+        cr_expect_neq(strstr(output, "Too many open files"), NULL, "%s", output);
+        /* Each rank says the same: "rank 0: rank 2 (host): ..." */
+        snprintf(text, sizeof text, ": rank %d (", rank);
+        for (const char *at = strstr(output, text); at != NULL; at = strstr(at + 1, text))
+            n++;
+        cr_expect_eq(n, 3, "%s", output);
+    }
+}
+
 Test(ckpt_world, a_root_that_is_a_file_is_refused_on_all_ranks)
 {
     char path[300];

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Killed at any step, on any world size and stage, a run goes on as if nothing had happened. */
 
@@ -130,6 +131,55 @@ Test(resume, starting_anew_beside_later_checkpoints_warns)
     cr_assert_not_null(strstr(rig_log(), "holds a checkpoint of step 8"), "%s", rig_log());
     cr_assert_eq(rig_train(directory, "fresh", 2, rig_words(rig_llama, anew)), 0, "%s", rig_log());
     cr_assert_null(strstr(rig_log(), "holds a checkpoint"), "%s", rig_log());
+}
+
+/* DIRECTORY/whole's file of step 8 becomes a link to itself, which nobody can follow, or is again. */
+static void hide(const char *name, bool hidden)
+{
+    char path[512], aside[520];
+
+    snprintf(path, sizeof path, "%s/whole/checkpoints/step-000000000008/%s", directory, name);
+    snprintf(aside, sizeof aside, "%s.aside", path);
+    if (hidden) {
+        cr_assert_eq(rename(path, aside), 0);
+        cr_assert_eq(symlink(path, path), 0);
+    } else {
+        cr_assert_eq(rename(aside, path), 0);
+    }
+}
+
+Test(resume, a_checkpoint_that_cannot_be_read_is_not_passed_over)
+{
+    const char *more[] = {"steps=9", "checkpoint.every=0", NULL};
+    const char *older[] = {"steps=9", "checkpoint.every=0", "checkpoint.resume=6", NULL};
+    const char *names[] = {"COMMIT", "manifest.h5", "rank-00001.h5"};
+    const char *const *words = rig_words(rig_llama, more);
+
+    for (int i = 0; i < 3; i++) {
+        hide(names[i], true);
+        cr_assert_eq(rig_train(directory, "whole", 2, words), 74, "%s", rig_log());
+        cr_assert_not_null(strstr(rig_log(), "step 8 could not be checked and may be whole"), "%s",
+                           rig_log());
+        cr_assert_not_null(strstr(rig_log(), "checkpoint.resume=STEP"), "%s", rig_log());
+        cr_assert_null(strstr(rig_log(), "continuing after"), "%s", rig_log());
+        hide(names[i], false);
+    }
+    hide("COMMIT", true);
+    cr_assert_eq(rig_train(directory, "whole", 2, rig_words(rig_llama, older)), 0, "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "continuing after step 6"), "%s", rig_log());
+}
+
+Test(resume, a_damaged_checkpoint_is_skipped_with_its_reason)
+{
+    const char *more[] = {"steps=9", "checkpoint.every=0", NULL};
+    char path[512];
+
+    snprintf(path, sizeof path, "%s/whole/checkpoints/step-000000000008/manifest.h5", directory);
+    cr_assert_eq(truncate(path, 1000), 0);
+    cr_assert_eq(rig_train(directory, "whole", 2, rig_words(rig_llama, more)), 0, "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "step 8 is broken and skipped"), "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "manifest.h5: holds 1000 bytes"), "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "continuing after step 6"), "%s", rig_log());
 }
 
 Test(resume, bf16_keeps_its_bits_too)

@@ -4,12 +4,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 /*
  * ckpt_world save ROOT STEP FIRST KEEP   save steps STEP - FIRST .. STEP through MPI
  * ckpt_world read ROOT STEP              every rank reads its own shard of ROOT; it must be STEP
+ * ckpt_world open ROOT STEP              all open the newest step of ROOT; it must be STEP
  * ckpt_world save-items ROOT STEP        the same with items of every type, from device memory ...
  * ckpt_world read-items ROOT STEP        ... to host memory
+ *
+ * SHOAL_TEST_STARVED=RANK: that rank has no file descriptor left when it opens.
  *
  * Exit code 0: done and right; the status's exit code: refused; 1: wrong values.
  */
@@ -40,6 +45,33 @@ static shoal_status read_shard(struct comm *comm, char **argv)
         status = fail(SHOAL_ERR_DATA, "step %ld, %ld wrong elements", (long)step, (long)wrong);
     layout_destroy(layout);
     return comm_agree(comm, status);
+}
+
+/* From now on this process can open nothing. */
+static void starve(void)
+{
+    struct rlimit limit;
+    int next = dup(STDERR_FILENO);
+
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = (rlim_t)next;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    close(next);
+}
+
+static shoal_status open_all(struct comm *comm, char **argv)
+{
+    const char *starved = getenv("SHOAL_TEST_STARVED");
+    struct ckpt *ckpt = NULL;
+
+    if (starved != NULL && atoi(starved) == comm_rank(comm))
+        starve();
+    SHOAL_TRY(ckpt_open_all(comm, argv[2], true, &ckpt));
+
+    int64_t step = ckpt != NULL ? ckpt_meta(ckpt)->step : -1;
+
+    ckpt_close(ckpt);
+    return step == atol(argv[3]) ? SHOAL_OK : fail(SHOAL_ERR_DATA, "step %ld", (long)step);
 }
 
 static shoal_status save_items(struct comm *comm, char **argv)
@@ -77,6 +109,8 @@ static job_fn *find_job(int argc, char **argv)
         return NULL;
     if (strcmp(argv[1], "read") == 0)
         return read_shard;
+    if (strcmp(argv[1], "open") == 0)
+        return open_all;
     if (strcmp(argv[1], "save-items") == 0)
         return save_items;
     return strcmp(argv[1], "read-items") == 0 ? read_items : NULL;

@@ -76,6 +76,8 @@ shoal_status shoal_checkpoint_read(struct shoal_checkpoint *checkpoint, int inde
 {
     struct ckpt *ckpt = checkpoint->ckpt;
 
+    if (kind == NULL || (out == NULL && n > 0))
+        return fail(SHOAL_ERR_USAGE, "shoal_checkpoint_read: kind or result is NULL");
     SHOAL_TRY(check_index(ckpt, index));
 
     const struct tensor *t = ckpt_tensor(ckpt, index);

@@ -128,7 +128,7 @@ shoal_status ckpt_fs_sync_file(const char *path);
 shoal_status ckpt_fs_read_file(const char *path, size_t max_bytes, char **data_out, size_t *n_out);
 
 /*
- * Remove a flat directory.  Missing is fine.  Each file is noted as progress: large ones take their
+ * Remove a flat directory, or a link to one.  Missing is fine.  Each file is noted as progress: large ones take their
  * time, and the other ranks wait.
  */
 shoal_status ckpt_fs_remove_dir(struct comm *comm, int64_t step, const char *path);
@@ -143,7 +143,10 @@ shoal_status ckpt_fs_uuid(char out[CKPT_UUID_BYTES]);
 
 uint32_t ckpt_crc32c(uint32_t crc, const void *data, size_t n_bytes); /* start with 0; chains */
 
-/* What follows the step in a directory's name. */
+/*
+ * What follows the step in a directory's name; a name that ckpt_step_name would spell otherwise
+ * is not a step's.
+ */
 enum step_suffix { STEP_NOT_A_STEP, STEP_FINAL, STEP_TEMPORARY, STEP_DELETED };
 enum step_suffix ckpt_step_name_parse(const char *name, int64_t *step_out);
 
@@ -217,6 +220,12 @@ shoal_status ckpt_h5_get_attr(const char *path, hid_t object, const char *name, 
                               size_t n, void *out);
 shoal_status ckpt_h5_get_text_attr(const char *path, hid_t object, const char *name, char *out,
                                    size_t out_bytes);
+
+/*
+ * Is there a thing of that name in the file?  A link that leads elsewhere, which may be another file
+ * and one that open waits for, is SHOAL_ERR_DATA.  What is above it in `name` must have been asked for.
+ */
+shoal_status ckpt_h5_has(const char *path, hid_t file, const char *name, bool *has_out);
 
 /* A whole table of at most max_rows; *rows_out is freed by the caller. */
 shoal_status ckpt_h5_get_table(const char *path, hid_t file, const char *name, hid_t type,
@@ -412,7 +421,10 @@ struct ckpt_store {
     size_t staging_bytes;
 };
 
-/* Remove dead temporaries and finish deletions.  The root must be locked. */
+/*
+ * Remove dead temporaries and finish deletions; what cannot be removed is logged and stays.  The
+ * root must be locked.
+ */
 shoal_status ckpt_store_collect(const struct ckpt_store *store);
 
 /* Move root/name out of sight (.del-), then remove it.  Local; rank 0. */

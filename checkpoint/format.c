@@ -50,7 +50,7 @@ enum step_suffix ckpt_step_name_parse(const char *name, int64_t *step_out)
             return STEP_NOT_A_STEP;
         step = step * 10 + (*p - '0');
     }
-    if (digits < 12)
+    if (digits < 12 || (digits > 12 && name[sizeof prefix - 1] == '0'))
         return STEP_NOT_A_STEP;
     *step_out = step;
     if (*p == '\0')
@@ -125,6 +125,8 @@ static shoal_status commit_parse(const char *path, const char *text, struct comm
     ckpt_commit_format(again, sizeof again, &c);
     if (strcmp(again, text) != 0)
         return fail(SHOAL_ERR_DATA, "%s: its checksum does not match its text", path);
+    if (c.step < 0 || strspn(c.attempt, "0123456789abcdef-") != strlen(c.attempt))
+        return fail(SHOAL_ERR_DATA, "%s: is not a commit record", path);
     *commit_out = c;
     return SHOAL_OK;
 }

@@ -266,7 +266,13 @@ shoal_status ckpt_h5_get_text_attr(const char *path, hid_t object, const char *n
     if (!fits)
         return fail(SHOAL_ERR_DATA, "%s: attribute %s is not a text of at most %zu bytes", path,
                     name, out_bytes - 1);
-    return rc < 0 ? ckpt_h5_fail(SHOAL_ERR_DATA, path, name) : SHOAL_OK;
+    if (rc < 0)
+        return ckpt_h5_fail(SHOAL_ERR_DATA, path, name);
+    /* They are shown to people, whose terminals obey. */
+    for (const char *c = out; *c != '\0'; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f)
+            return fail(SHOAL_ERR_DATA, "%s: attribute %s is not printable", path, name);
+    return SHOAL_OK;
 }
 
 /* Contiguous data only: filters and chunks are code we do not want to run on foreign files. */
@@ -307,9 +313,28 @@ static shoal_status read_rows(const char *path, hid_t dataset, const char *name,
     return SHOAL_OK;
 }
 
+shoal_status ckpt_h5_has(const char *path, hid_t file, const char *name, bool *has_out)
+{
+    htri_t exists = H5Lexists(file, name, H5P_DEFAULT);
+    H5L_info_t info;
+
+    if (exists < 0 || (exists > 0 && H5Lget_info(file, name, &info, H5P_DEFAULT) < 0))
+        return ckpt_h5_fail(SHOAL_ERR_DATA, path, name);
+    if (exists > 0 && info.type != H5L_TYPE_HARD)
+        return fail(SHOAL_ERR_DATA, "%s: %s is a link to somewhere else", path, name);
+    *has_out = exists > 0;
+    return SHOAL_OK;
+}
+
 shoal_status ckpt_h5_get_table(const char *path, hid_t file, const char *name, hid_t type,
                                size_t row_bytes, size_t max_rows, void **rows_out, size_t *n_out)
 {
+    bool has = false;
+
+    SHOAL_TRY(ckpt_h5_has(path, file, name, &has));
+    if (!has)
+        return fail(SHOAL_ERR_DATA, "%s: has no table %s", path, name);
+
     hid_t dataset = H5Dopen2(file, name, H5P_DEFAULT);
 
     if (dataset < 0)
@@ -327,11 +352,10 @@ shoal_status ckpt_h5_get_text(const char *path, hid_t file, const char *name, ch
     void *text = NULL;
     size_t n = 0;
 
-    htri_t exists = H5Lexists(file, name, H5P_DEFAULT);
+    bool has = false;
 
-    if (exists < 0)
-        return ckpt_h5_fail(SHOAL_ERR_DATA, path, name);
-    if (exists == 0) {
+    SHOAL_TRY(ckpt_h5_has(path, file, name, &has));
+    if (!has) {
         *text_out = NULL;
         return SHOAL_OK;
     }

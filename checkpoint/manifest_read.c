@@ -71,11 +71,10 @@ static shoal_status read_texts(struct ckpt *ckpt, const char *path, hid_t file)
     static const char *const names[4] = {"/config/yaml", "/config/model_json",
                                          "/config/optimizer_json", "/config/topology_json"};
     struct ckpt_meta *m = &ckpt->meta;
-    htri_t has_any = H5Lexists(file, "/config", H5P_DEFAULT);
+    bool has_any = false;
 
-    if (has_any < 0)
-        return ckpt_h5_fail(SHOAL_ERR_DATA, path, "/config");
-    for (int i = 0; has_any > 0 && i < 4; i++)
+    SHOAL_TRY(ckpt_h5_has(path, file, "/config", &has_any));
+    for (int i = 0; has_any && i < 4; i++)
         SHOAL_TRY(ckpt_h5_get_text(path, file, names[i], &ckpt->texts[i]));
     m->config_yaml = ckpt->texts[0];
     m->model_json = ckpt->texts[1];

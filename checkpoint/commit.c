@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /*
  * Rank 0's part of the protocol: from the votes and rows of all ranks to a directory with a final
@@ -90,6 +91,25 @@ static shoal_status tables_init(struct save *s, const char *path, struct tables 
     return ckpt_shards_check(SHOAL_ERR_INTERNAL, path, &t->space, t->shards, s->n_rows);
 }
 
+/* Nothing is published that a reader would refuse: it would count as broken for ever. */
+static shoal_status check_readable(const struct save *s, const struct commit *commit,
+                                   const char *image, size_t n_bytes)
+{
+    struct ckpt *ckpt = calloc(1, sizeof *ckpt);
+
+    if (ckpt == NULL)
+        return fail(SHOAL_ERR_NOMEM, "checkpoint: no memory to read the manifest back");
+    memcpy(ckpt->path, s->tmp, sizeof ckpt->path);
+    ckpt->commit = *commit;
+
+    shoal_status status = ckpt_manifest_parse(ckpt, image, n_bytes);
+
+    ckpt_close(ckpt);
+    return status == SHOAL_ERR_DATA
+               ? fail_context(SHOAL_ERR_INTERNAL, "checkpoint: cannot be read back")
+               : status;
+}
+
 static shoal_status write_manifest(struct save *s, struct tables *t, struct commit *commit)
 {
     char path[CKPT_PATH_BYTES];
@@ -113,8 +133,11 @@ static shoal_status write_manifest(struct save *s, struct tables *t, struct comm
                               .manifest_crc = ckpt_crc32c(0, image, n_bytes)};
     memcpy(commit->attempt, s->attempt, sizeof commit->attempt);
     s->total_bytes += n_bytes;
+
+    shoal_status status = check_readable(s, commit, image, n_bytes);
+
     free(image);
-    return SHOAL_OK;
+    return status;
 }
 
 /*
@@ -145,12 +168,15 @@ static void write_latest(const struct save *s, const char *name, const struct co
     int n = snprintf(text, sizeof text, "%s %08" PRIx32 "\n", name, commit->manifest_crc);
 
     snprintf(tmp_name, sizeof tmp_name, CKPT_LATEST_FILE ".tmp-%.36s", s->attempt);
-    if (ckpt_fs_write_file(root, tmp_name, text, (size_t)n) != SHOAL_OK ||
-        ckpt_fs_join(from, sizeof from, root, tmp_name) != SHOAL_OK ||
-        ckpt_fs_join(to, sizeof to, root, CKPT_LATEST_FILE) != SHOAL_OK || rename(from, to) != 0 ||
-        ckpt_fs_sync_dir(root) != SHOAL_OK)
+    if (ckpt_fs_join(from, sizeof from, root, tmp_name) != SHOAL_OK ||
+        ckpt_fs_join(to, sizeof to, root, CKPT_LATEST_FILE) != SHOAL_OK)
+        return;
+    if (ckpt_fs_write_file(root, tmp_name, text, (size_t)n) != SHOAL_OK || rename(from, to) != 0 ||
+        ckpt_fs_sync_dir(root) != SHOAL_OK) {
+        unlink(from);
         log_line("ckpt", "%s is complete, but %s/" CKPT_LATEST_FILE " could not be updated", name,
                  root);
+    }
 }
 
 shoal_status ckpt_commit(struct save *s, const char *final)
@@ -174,6 +200,7 @@ shoal_status ckpt_commit(struct save *s, const char *final)
     SHOAL_TRY(ckpt_fs_sync_dir(s->tmp));
     ckpt_fault("rename", s->rank, store->n_saves);
     SHOAL_TRY(publish(s, final));
+    s->published = true;
     ckpt_fault("renamed", s->rank, store->n_saves);
     SHOAL_TRY(ckpt_fs_sync_dir(store->root));
     write_latest(s, strrchr(final, '/') + 1, &record);

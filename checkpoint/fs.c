@@ -234,9 +234,13 @@ shoal_status ckpt_fs_read_file(const char *path, size_t max_bytes, char **data_o
 
 shoal_status ckpt_fs_remove_dir(struct comm *comm, int64_t step, const char *path)
 {
-    DIR *dir = opendir(path);
+    DIR *dir;
     struct dirent *entry;
 
+    /* A link to where somebody moved it: the link is ours, what it leads to is not. */
+    if (unlink(path) == 0)
+        return SHOAL_OK;
+    dir = opendir(path);
     if (dir == NULL)
         return errno == ENOENT ? SHOAL_OK
                                : ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot open directory");

@@ -76,17 +76,21 @@ shoal_status ckpt_store_collect(const struct ckpt_store *store)
     const char *root = store->root;
     struct dirent **entries = NULL;
     int n = scandir(root, &entries, NULL, alphasort);
-    shoal_status status = SHOAL_OK;
 
     if (n < 0)
         return ckpt_fs_fail(SHOAL_ERR_CANTCREATE, root, "cannot list");
     for (int i = 0; i < n; i++) {
-        if (status == SHOAL_OK)
-            status = collect_one(store, entries[i]->d_name);
+        /* It costs space, and the next run tries again: no reason not to train. */
+        if (collect_one(store, entries[i]->d_name) != SHOAL_OK) {
+            const char *why = shoal_last_error();
+
+            log_line("ckpt", "%s/%s: is left behind: %.*s", root, entries[i]->d_name,
+                     (int)strcspn(why, "\n"), why);
+        }
         free(entries[i]);
     }
     free(entries);
-    return status;
+    return SHOAL_OK;
 }
 
 int ckpt_store_prune(struct ckpt_store *store, int64_t saved_step)
@@ -107,6 +111,7 @@ int ckpt_store_prune(struct ckpt_store *store, int64_t saved_step)
         if (steps[i] == saved_step ||
             ckpt_fs_join(path, sizeof path, store->root, name) != SHOAL_OK)
             continue;
+        comm_note(store->comm, saved_step, "checkpoint: looking at older ones");
         /* A broken step counts for nothing and stays for whoever wants to look at it. */
         if (ckpt_commit_check(path, &commit, NULL) != SHOAL_OK || kept++ < store->keep)
             continue;

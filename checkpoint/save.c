@@ -209,12 +209,15 @@ static shoal_status save_all(struct save *s, const struct ckpt_piece *pieces, si
     return comm_agree(comm, s->rank == 0 ? ckpt_commit(s, final) : SHOAL_OK);
 }
 
-/* After a failure the space is wanted back; after an exchange of names this is the old step. */
-static void discard_temporary(const struct save *s)
+/*
+ * After a failure the space is wanted back; after an exchange of names this is the old step, which
+ * stays for the next run to remove when the exchange may not be durable.
+ */
+static void discard_temporary(const struct save *s, bool failed)
 {
     char why[1024];
 
-    if (s->rank != 0 || s->tmp[0] == '\0')
+    if (s->rank != 0 || s->tmp[0] == '\0' || (failed && s->published))
         return;
     snprintf(why, sizeof why, "%s", shoal_last_error());
     if (ckpt_fs_is_dir(s->tmp) &&
@@ -245,7 +248,7 @@ shoal_status ckpt_save(struct ckpt_store *store, const struct layout *layout,
 
     if (status == SHOAL_OK)
         status = save_all(&s, pieces, n_pieces, result.path);
-    discard_temporary(&s);
+    discard_temporary(&s, status != SHOAL_OK);
     if (status == SHOAL_OK) {
         facts[0] = (int64_t)s.total_bytes;
         facts[1] = s.rank == 0 ? ckpt_store_prune(store, meta->step) : 0;

@@ -89,6 +89,7 @@ struct save {
     char tmp_name[CKPT_NAME_BYTES];
     char tmp[CKPT_PATH_BYTES];
     int rank, world;
+    bool published; /* rank 0: the directory has its final name */
 
     struct vote *votes;      /* of all ranks */
     struct extent_row *rows; /* of all ranks, with the ranks' own kind indexes */

@@ -42,6 +42,10 @@ static bool fails(const char *call, const char *path)
         return false;
     if (n < strlen(fault.ending) || strcmp(path + n - strlen(fault.ending), fault.ending) != 0)
         return false;
+    if (fault.n_before > 0) {
+        fault.n_before--;
+        return false;
+    }
     hits++;
     errno = fault.error;
     return true;
@@ -100,6 +104,11 @@ ssize_t pread(int fd, void *data, size_t n_bytes, off_t offset)
 int fdatasync(int fd)
 {
     return fails_at("fdatasync", fd) ? -1 : (int)syscall(SYS_fdatasync, fd);
+}
+
+int fsync(int fd)
+{
+    return fails_at("fsync", fd) ? -1 : (int)syscall(SYS_fsync, fd);
 }
 
 typedef int scandir_fn(const char *, struct dirent ***, int (*)(const struct dirent *),

@@ -165,6 +165,8 @@ shoal_status job_save(struct comm *comm, void *arg)
          step++) {
         struct ckpt_meta meta = meta_of(step);
 
+        if (job->config_yaml != NULL)
+            meta.config_yaml = job->config_yaml;
         state_fill(&s, step);
         status = ckpt_save(store, job->layout, s.pieces, s.n, &meta, &result);
     }

@@ -22,8 +22,9 @@ struct job {
     int64_t step;
     int keep;
     size_t staging_bytes;
-    int64_t chunk;  /* cut pieces after so many elements; 0: not */
-    int first_save; /* saves before `step` with steps step-1, ...: 0 none */
+    int64_t chunk;           /* cut pieces after so many elements; 0: not */
+    int first_save;          /* saves before `step` with steps step-1, ...: 0 none */
+    const char *config_yaml; /* NULL: a short one */
     struct ckpt_result result;
 };
 

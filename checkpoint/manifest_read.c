@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -270,8 +271,16 @@ static shoal_status parse(struct ckpt *ckpt, const char *path, const char *image
         return ckpt_h5_fail(SHOAL_ERR_NOMEM, path, "cannot be given to HDF5");
     }
 
-    /* With an image HDF5 insists on a name that cannot be opened: below a file there is none. */
-    hid_t file = H5Fopen("/dev/null/manifest", H5F_ACC_RDONLY, fapl);
+    /*
+     * With an image HDF5 insists on a name that cannot be opened: below a file there is none.  Each
+     * has its own, or HDF5 takes what another thread has open under it for the same file.
+     */
+    static _Atomic unsigned long n_images;
+    char name[64];
+
+    snprintf(name, sizeof name, "/dev/null/manifest-%lu", n_images++);
+
+    hid_t file = H5Fopen(name, H5F_ACC_RDONLY, fapl);
 
     H5Pclose(fapl);
     if (file < 0)

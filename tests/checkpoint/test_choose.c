@@ -5,6 +5,7 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -320,6 +321,36 @@ Test(ckpt_choose, a_file_in_the_working_directory_does_not_stand_in_the_way)
     cr_assert_eq(chdir(root), 0);
     cr_expect_eq(chosen_step(root, &status), 2, "%s", shoal_last_error());
     cr_assert_eq(chdir(here), 0);
+}
+
+static void *open_often(void *arg)
+{
+    int64_t step = *(int64_t *)arg;
+    char path[512];
+    intptr_t n_wrong = 0;
+
+    file_in_step(path, root, step, "");
+    for (int i = 0; i < 100; i++) {
+        shoal_status status;
+
+        n_wrong += chosen_step(path, &status) != step;
+    }
+    return (void *)n_wrong;
+}
+
+Test(ckpt_choose, threads_open_different_checkpoints_at_the_same_time)
+{
+    int64_t steps[4] = {1, 2, 1, 2};
+    pthread_t threads[4];
+
+    for (int i = 0; i < 4; i++)
+        cr_assert_eq(pthread_create(&threads[i], NULL, open_often, &steps[i]), 0);
+    for (int i = 0; i < 4; i++) {
+        void *n_wrong = NULL;
+
+        pthread_join(threads[i], &n_wrong);
+        cr_expect_null(n_wrong, "thread %d was wrong %ld times", i, (long)(intptr_t)n_wrong);
+    }
 }
 
 Test(ckpt_choose, the_newest_finished_step_is_told_by_its_commit)

@@ -160,7 +160,7 @@ shoal_status ckpt_fs_probe_space(const char *path, uint64_t n_bytes)
     /* Where nothing can be reserved, a full disk shows later. */
     if (reserve(fd, n_bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS) {
         status = ckpt_fs_fail(SHOAL_ERR_IO, path, "cannot reserve space");
-        fail_why(status, "this rank's part needs %llu bytes", (unsigned long long)n_bytes);
+        fail_why(status, "%llu bytes are needed for it", (unsigned long long)n_bytes);
     }
     close(fd);
     return status;

@@ -382,9 +382,11 @@ shoal_status ckpt_h5_get_text(const char *path, hid_t file, const char *name, ch
 
 shoal_status ckpt_h5_write_probe(const char *path)
 {
+    SHOAL_TRY(ckpt_fs_probe_space(path, 1 << 16));
+
     hid_t fapl = ckpt_h5_access(4096);
     hid_t fcpl = ckpt_h5_creation();
-    hid_t file = H5Fcreate(path, H5F_ACC_EXCL, fcpl, fapl);
+    hid_t file = H5Fcreate(path, H5F_ACC_TRUNC, fcpl, fapl);
     herr_t rc = file < 0 ? -1 : ckpt_h5_put_text_attr(file, "probe", "probe");
 
     H5Pclose(fcpl);

@@ -13,7 +13,9 @@
  * previous step or the new one.
  *
  *   rank 0      attempt uuid, mkdir step-N.tmp-<uuid>                        agree
- *   all ranks   skeleton, reserve, payload, checksum table, fdatasync        agree
+ *   all ranks   reserve all the space there will be need of                  agree
+ *   all ranks   skeleton (which gives the space back)                        agree
+ *   all ranks   reserve, payload, checksum table, fdatasync                  agree
  *   all ranks   exchange votes (sizes, checksums) and shard rows
  *   rank 0      check coverage; manifest.h5, COMMIT, fsync, rename, fsync    agree
  *   rank 0      LATEST (a hint), then retention
@@ -81,30 +83,37 @@ static shoal_status write_contents(struct save *s, struct io_file *file)
     return SHOAL_OK;
 }
 
-static shoal_status write_rank_file(struct save *s)
+static shoal_status fill_rank_file(struct save *s, const char *path)
 {
-    char name[CKPT_NAME_BYTES];
-    char path[CKPT_PATH_BYTES];
     struct io_file *file = NULL;
 
-    ckpt_rank_file_name(name, (uint32_t)s->rank);
-    SHOAL_TRY(ckpt_fs_join(path, sizeof path, s->tmp, name));
-
-    struct skeleton_params params = {.path = path,
-                                     .layout = s->layout,
-                                     .meta = s->meta,
-                                     .attempt = s->attempt,
-                                     .rank = s->rank,
-                                     .world_size = s->world};
-
-    SHOAL_TRY(ckpt_skeleton_create(&params, &s->plan, &s->row));
-    ckpt_fault("skeleton", s->rank, s->store->n_saves);
     SHOAL_TRY(io_file_open(s->store->engine, path, true, &file));
 
     shoal_status status = write_contents(s, file);
 
     io_file_close(file);
     return status;
+}
+
+/* Collective. */
+static shoal_status write_rank_file(struct save *s)
+{
+    struct comm *comm = s->store->comm;
+    char name[CKPT_NAME_BYTES];
+    char path[CKPT_PATH_BYTES];
+    const struct skeleton_params params = {.path = path,
+                                           .layout = s->layout,
+                                           .meta = s->meta,
+                                           .attempt = s->attempt,
+                                           .rank = s->rank,
+                                           .world_size = s->world};
+
+    ckpt_rank_file_name(name, (uint32_t)s->rank);
+    SHOAL_TRY(ckpt_fs_join(path, sizeof path, s->tmp, name)); /* on all ranks alike */
+    SHOAL_TRY(comm_agree(comm, ckpt_skeleton_reserve(&params, &s->plan)));
+    SHOAL_TRY(comm_agree(comm, ckpt_skeleton_create(&params, &s->plan, &s->row)));
+    ckpt_fault("skeleton", s->rank, s->store->n_saves);
+    return comm_agree(comm, fill_rank_file(s, path));
 }
 
 /* ---- votes ---- */
@@ -203,7 +212,7 @@ static shoal_status save_all(struct save *s, const struct ckpt_piece *pieces, si
     struct comm *comm = s->store->comm;
 
     SHOAL_TRY(begin(s, pieces, n_pieces));
-    SHOAL_TRY(comm_agree(comm, write_rank_file(s)));
+    SHOAL_TRY(write_rank_file(s));
     SHOAL_TRY(exchange(s));
     comm_note(comm, s->meta->step, "checkpoint: committing");
     return comm_agree(comm, s->rank == 0 ? ckpt_commit(s, final) : SHOAL_OK);

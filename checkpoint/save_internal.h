@@ -50,7 +50,15 @@ struct skeleton_params {
     int rank, world_size;
 };
 
-/* Create the closed rank file; sets the extents' byte_off and the row's offsets and size. */
+/*
+ * Create the rank file empty, with space reserved for all that will be in it.  All ranks must have
+ * done so before one goes on: HDF5 gives the space back when it begins, and it must not be another
+ * rank's reservation that takes it.
+ */
+shoal_status ckpt_skeleton_reserve(const struct skeleton_params *params,
+                                   const struct save_plan *plan);
+
+/* Make it the closed rank file; sets the extents' byte_off and the row's offsets and size. */
 shoal_status ckpt_skeleton_create(const struct skeleton_params *params, struct save_plan *plan,
                                   struct file_row *row_out);
 

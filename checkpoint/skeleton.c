@@ -139,13 +139,17 @@ static shoal_status fill_skeleton(hid_t file, const struct skeleton_params *para
     return SHOAL_OK;
 }
 
+shoal_status ckpt_skeleton_reserve(const struct skeleton_params *params,
+                                   const struct save_plan *plan)
+{
+    return ckpt_fs_probe_space(params->path, file_estimate(plan));
+}
+
 shoal_status ckpt_skeleton_create(const struct skeleton_params *params, struct save_plan *plan,
                                   struct file_row *row_out)
 {
     struct file_row row = {.rank = (uint32_t)params->rank, .n_blocks = plan->n_blocks};
     struct stat st;
-
-    SHOAL_TRY(ckpt_fs_probe_space(params->path, file_estimate(plan)));
 
     hid_t fapl = ckpt_h5_access(metadata_estimate(plan));
     hid_t fcpl = ckpt_h5_creation();

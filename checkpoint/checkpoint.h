@@ -131,7 +131,8 @@ shoal_status ckpt_open(const char *path, struct ckpt **ckpt_out);
 /*
  * The same for a world: rank 0 chooses, all open what it chose, and all return the same.  Where
  * there is no checkpoint at all (nothing at `path`, or a root without steps) and `is_optional`,
- * that is success with *ckpt_out NULL.  Progress is noted.  Collective.
+ * that is success with *ckpt_out NULL.  Opening, and reading from what was opened, note progress
+ * with `comm`, which outlives it.  Collective.
  */
 shoal_status ckpt_open_all(struct comm *comm, const char *path, bool is_optional,
                            struct ckpt **ckpt_out);

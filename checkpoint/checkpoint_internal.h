@@ -333,7 +333,7 @@ struct manifest {
 shoal_status ckpt_manifest_create(const struct manifest *manifest, const char *path);
 
 struct ckpt {
-    struct comm *comm; /* told of progress while opening; NULL: nobody */
+    struct comm *comm; /* told of progress; NULL: nobody */
     char path[CKPT_PATH_BYTES];
     struct commit commit;
     struct ckpt_meta meta; /* its texts are `texts` */
@@ -382,6 +382,9 @@ enum { READ_SLOTS = 4 };
  * progress with every file.
  */
 shoal_status ckpt_open_step(struct comm *comm, const char *dir, struct ckpt **ckpt_out);
+
+/* Note progress: with many files and blocks this takes its time, and the other ranks wait. */
+void ckpt_note(const struct ckpt *ckpt, const char *what);
 
 /* Indexes, or -1. */
 int ckpt_find_kind(const struct ckpt *ckpt, const char *kind);

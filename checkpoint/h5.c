@@ -293,10 +293,12 @@ static shoal_status read_rows(const char *path, hid_t dataset, const char *name,
     hid_t stored = H5Dget_type(dataset);
     hssize_t n = H5Sget_simple_extent_npoints(space);
     bool same = H5Tequal(stored, type) > 0 && is_contiguous(dataset);
+    /* Of what was never written HDF5 would make up as many rows as are claimed. */
+    bool is_there = n > 0 && H5Dget_storage_size(dataset) == (hsize_t)n * H5Tget_size(type);
 
     H5Tclose(stored);
     H5Sclose(space);
-    if (!same || n < 1 || (uint64_t)n > max_rows)
+    if (!same || !is_there || (uint64_t)n > max_rows)
         return fail(SHOAL_ERR_DATA, "%s: table %s has another type, layout or size than expected",
                     path, name);
 

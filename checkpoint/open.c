@@ -30,11 +30,10 @@ shoal_status ckpt_crc_range(struct io_engine *engine, struct io_file *file, char
     return SHOAL_OK;
 }
 
-/* With many ranks' files this takes its time, and the other ranks wait. */
-static void note(const struct ckpt *ckpt)
+void ckpt_note(const struct ckpt *ckpt, const char *what)
 {
     if (ckpt->comm != NULL)
-        comm_note(ckpt->comm, ckpt->meta.step, "checkpoint: opening");
+        comm_note(ckpt->comm, ckpt->meta.step, what);
 }
 
 /* The frame does not match: say whose file it is, if it can say so itself. */
@@ -110,7 +109,7 @@ static shoal_status check_file(struct ckpt *ckpt, const struct file_row *row)
 
     ckpt_rank_file_name(name, row->rank);
     SHOAL_TRY(ckpt_fs_join(path, sizeof path, ckpt->path, name));
-    note(ckpt);
+    ckpt_note(ckpt, "checkpoint: opening");
     SHOAL_TRY(ckpt_fs_need_file(path));
     SHOAL_TRY(io_file_open(ckpt->engine, path, false, &file));
 
@@ -136,9 +135,9 @@ static shoal_status open_checked(struct ckpt *ckpt, const char *dir)
     if (strlen(dir) >= sizeof ckpt->path)
         return fail(SHOAL_ERR_NOINPUT, "%s: path is too long", dir);
     memcpy(ckpt->path, dir, strlen(dir) + 1);
-    note(ckpt);
+    ckpt_note(ckpt, "checkpoint: opening");
     SHOAL_TRY(ckpt_commit_check(dir, &ckpt->commit, &image));
-    note(ckpt);
+    ckpt_note(ckpt, "checkpoint: opening");
 
     shoal_status status = ckpt_manifest_parse(ckpt, image, (size_t)ckpt->commit.manifest_bytes);
 

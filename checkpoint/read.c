@@ -95,6 +95,7 @@ shoal_status ckpt_blocks_load(struct ckpt *ckpt, const struct block *blocks, siz
     shoal_status status = open_rank_file(ckpt, ckpt->shards[blocks[0].shard].rank);
 
     SHOAL_TRY(status);
+    ckpt_note(ckpt, "checkpoint: reading");
     for (size_t i = 0; i < n && status == SHOAL_OK; i++)
         status = io_read(ckpt->file, slot_data(ckpt, i), ckpt_block_bytes(ckpt, &blocks[i]),
                          block_offset(ckpt, &blocks[i]));

@@ -96,11 +96,10 @@ static shoal_status explain_resume(const struct config *config, bool is_auto, bo
                          "run it again when the checkpoint can be read, or go on from an older "
                          "one with checkpoint.resume=STEP; `shoal ckpt ls %s` lists them",
                          config->run.out);
+    if (is_number && (status == SHOAL_ERR_NOINPUT || status == SHOAL_ERR_DATA))
+        return fail_hint(status, "`shoal ckpt ls %s` lists the steps there are", config->run.out);
     if (!is_auto && status == SHOAL_ERR_NOINPUT)
-        return fail_hint(status,
-                         is_number ? "`shoal ckpt ls %s` lists the steps there are"
-                                   : "set checkpoint.resume=auto to continue in %s",
-                         config->run.out);
+        return fail_hint(status, "set checkpoint.resume=auto to continue in %s", config->run.out);
     return status;
 }
 

@@ -105,6 +105,26 @@ Test(ckpt_hostile, links_that_lead_elsewhere_are_not_followed)
         }
 }
 
+/* A few hundred bytes must not make gigabytes of zeros. */
+Test(ckpt_hostile, a_table_of_rows_that_nobody_wrote_is_refused)
+{
+    hid_t file = edit();
+    hid_t type = ckpt_h5_tensor_type();
+    hsize_t n = 1 << 24;
+    hid_t space = H5Screate_simple(1, &n, NULL);
+
+    cr_assert_geq(H5Ldelete(file, "/tensors", H5P_DEFAULT), 0);
+    hid_t dataset =
+        H5Dcreate2(file, "/tensors", type, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+
+    cr_assert_geq(dataset, 0);
+    H5Dclose(dataset);
+    H5Sclose(space);
+    H5Tclose(type);
+    commit_again(file);
+    expect_refused("table /tensors has another type, layout or size than expected");
+}
+
 Test(ckpt_hostile, a_table_that_is_missing_is_named)
 {
     hid_t file = edit();

@@ -212,6 +212,30 @@ Test(ckpt_open_all, every_rank_notes_progress_for_every_file)
     cr_expect_geq(world_notes() - before, RANKS * (n_files + 1));
 }
 
+static shoal_status open_and_hash(struct comm *comm, void *arg)
+{
+    struct ckpt *ckpt = NULL;
+    char hex[33];
+
+    SHOAL_TRY(ckpt_open_all(comm, root, false, &ckpt));
+    int before = world_notes();
+
+    shoal_status status = ckpt_hash(ckpt, NULL, hex);
+
+    *(int *)arg = world_notes() - before;
+    ckpt_close(ckpt);
+    return status;
+}
+
+Test(ckpt_open_all, reading_notes_progress_too)
+{
+    int n_notes = 0;
+
+    save_steps(root, 1, 0);
+    cr_assert_eq(world_run(1, open_and_hash, &n_notes), SHOAL_OK, "%s", shoal_last_error());
+    cr_expect_geq(n_notes, TEST_KINDS * layout->n_tensors);
+}
+
 Test(ckpt_open_all, rank_0_notes_progress_for_every_step_that_it_skips)
 {
     struct open_job job = {.path = root, .faulty_rank = -1};

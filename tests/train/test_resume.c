@@ -172,10 +172,14 @@ Test(resume, a_checkpoint_that_cannot_be_read_is_not_passed_over)
 Test(resume, a_damaged_checkpoint_is_skipped_with_its_reason)
 {
     const char *more[] = {"steps=9", "checkpoint.every=0", NULL};
+    const char *damaged[] = {"steps=9", "checkpoint.resume=8", NULL};
     char path[512];
 
     snprintf(path, sizeof path, "%s/whole/checkpoints/step-000000000008/manifest.h5", directory);
     cr_assert_eq(truncate(path, 1000), 0);
+    cr_assert_eq(rig_train(directory, "whole", 2, rig_words(rig_llama, damaged)), 65, "%s",
+                 rig_log());
+    cr_assert_not_null(strstr(rig_log(), "lists the steps there are"), "%s", rig_log());
     cr_assert_eq(rig_train(directory, "whole", 2, rig_words(rig_llama, more)), 0, "%s", rig_log());
     cr_assert_not_null(strstr(rig_log(), "step 8 is broken and skipped"), "%s", rig_log());
     cr_assert_not_null(strstr(rig_log(), "manifest.h5: holds 1000 bytes"), "%s", rig_log());

@@ -128,8 +128,8 @@ shoal_status ckpt_fs_sync_file(const char *path);
 shoal_status ckpt_fs_read_file(const char *path, size_t max_bytes, char **data_out, size_t *n_out);
 
 /*
- * Remove a flat directory, or a link to one.  Missing is fine.  Each file is noted as progress: large ones take their
- * time, and the other ranks wait.
+ * Remove a flat directory, or a link to one.  Missing is fine.  Each file is noted as progress: large
+ * ones take their time, and the other ranks wait.
  */
 shoal_status ckpt_fs_remove_dir(struct comm *comm, int64_t step, const char *path);
 

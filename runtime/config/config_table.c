@@ -526,8 +526,9 @@ static const struct config_key keys[] = {
      FIELD(checkpoint.resume),
      .fallback = "auto",
      .also = "resume_from_checkpoint load load_step",
-     .help = "auto: the newest complete checkpoint of the run, or a fresh start; never; a path; or "
-             "the number of a step."},
+     .help =
+         "auto: the newest complete checkpoint of the run, or a fresh start (one that cannot be "
+         "read now ends the run); never; a path; or the number of a step."},
     {.path = "checkpoint.convert",
      .type = CONFIG_BOOL,
      FIELD(checkpoint.convert),

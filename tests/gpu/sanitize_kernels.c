@@ -201,6 +201,7 @@ int main(void)
         activations(16, 256, dtype);
         embedding(2, 37, 51, 70, dtype);
         embedding(2, 64, 64, 1000, dtype);
+        embedding(3, 200, 8, 9000, dtype);
         loss(5, 1003, dtype);
         elementwise(11, 77, dtype);
         elementwise(300, 128, dtype);

@@ -299,7 +299,8 @@ Test(cuda_epilogue, refuses_what_was_not_prepared)
 
     EXPECT_OK(op_linear_prepare(rig.ops, s));
     cr_assert_eq(op_linear_gelu(rig.ops, s, p, p, NULL, p, p, NULL), SHOAL_ERR_INTERNAL);
-    cr_assert_not_null(strstr(shoal_last_error(), "[8, 8] over 8: the shape was not prepared"));
+    cr_assert_not_null(
+        strstr(shoal_last_error(), "rows of 8 8 8, bf16 -> bf16 gelu: the shape was not "));
     EXPECT_OK(op_linear_gelu_prepare(rig.ops, s, false, s));
     EXPECT_OK(op_linear_gelu(rig.ops, s, p, p + 64, NULL, p + 128, p + 192, NULL));
     cr_assert_eq(op_linear_gelu(rig.ops, s, p, p + 64, NULL, p + 129, p + 192, NULL),

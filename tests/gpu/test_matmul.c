@@ -206,7 +206,9 @@ Test(cuda_linear, refuses_shapes_that_were_not_prepared)
     float *p = gpu_new(&gpu, DTYPE_F32, 64);
 
     cr_assert_eq(op_linear(rig.ops, s, p, p, NULL, p, NULL), SHOAL_ERR_INTERNAL);
-    cr_assert_not_null(strstr(shoal_last_error(), "[4, 4] over 4: the shape was not prepared"));
+    cr_assert_not_null(strstr(shoal_last_error(),
+                              "m 4 n 4 k 4, rows of 4 4 4, fp32 -> fp32: the shape "
+                              "was not prepared"));
     EXPECT_OK(op_linear_prepare(rig.ops, s));
     EXPECT_OK(op_linear_prepare(rig.ops, s));
     EXPECT_OK(op_linear(rig.ops, s, p, p + 16, NULL, p + 32, NULL));

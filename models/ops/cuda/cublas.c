@@ -9,12 +9,15 @@
 
 shoal_status cublas_check(cublasStatus_t result, const char *what)
 {
+    char library[48];
+
     if (result == CUBLAS_STATUS_SUCCESS)
         return SHOAL_OK;
+    cublas_describe(library, sizeof library);
     return fail(result == CUBLAS_STATUS_NOT_SUPPORTED  ? SHOAL_ERR_UNAVAILABLE
                 : result == CUBLAS_STATUS_ALLOC_FAILED ? SHOAL_ERR_NOMEM
                                                        : SHOAL_ERR_INTERNAL,
-                "cuBLASLt: %s: %s", what, cublasLtGetStatusString(result));
+                "%s: %s: %s", library, what, cublasLtGetStatusString(result));
 }
 
 shoal_status cublas_create(struct device *device, bool tf32, struct cublas **cublas_out)
@@ -88,6 +91,35 @@ static shoal_status reserve(struct cublas *cublas)
     return SHOAL_OK;
 }
 
+/* `after`: what is made behind the product. */
+static void describe(const struct cublas_shape *s, bool bias_after, bool after,
+                     char text[CUBLAS_SHAPE_BYTES])
+{
+    static const char *const kinds[] = {[CUBLAS_NT] = "NT", [CUBLAS_NN] = "NN", [CUBLAS_TN] = "TN"};
+    static const char *const epilogues[] = {[CUBLAS_EPILOGUE_NONE] = "",
+                                            [CUBLAS_EPILOGUE_GELU] = " gelu",
+                                            [CUBLAS_EPILOGUE_GELU_GRADIENT] = " gelu gradient",
+                                            [CUBLAS_EPILOGUE_BIAS_GRADIENT] = " bias gradient"};
+
+    snprintf(text, CUBLAS_SHAPE_BYTES,
+             "%s m %lld n %lld k %lld, rows of %lld %lld %lld, %s -> %s%s%s%s%s%s", kinds[s->kind],
+             (long long)s->m, (long long)s->n, (long long)s->k, (long long)s->lda,
+             (long long)s->ldb, (long long)s->ldc, dtype_name(s->in), dtype_name(s->out),
+             s->accumulate ? " added" : "", s->bias ? " bias" : "", bias_after ? " after" : "",
+             epilogues[s->epilogue], after ? " after" : "");
+}
+
+/* A failure of a product, with what was asked of the library. */
+static shoal_status name_shape(shoal_status status, const struct cublas_shape *shape)
+{
+    char text[CUBLAS_SHAPE_BYTES];
+
+    if (status == SHOAL_OK)
+        return SHOAL_OK;
+    describe(shape, false, false, text);
+    return fail_context(status, "matmul %s", text);
+}
+
 shoal_status cublas_prepare(struct cublas *cublas, const struct cublas_shape *shape)
 {
     struct cublas_plan plan = {0};
@@ -98,8 +130,7 @@ shoal_status cublas_prepare(struct cublas *cublas, const struct cublas_shape *sh
     shoal_status status = cublas_plan_init(cublas, shape, &plan);
     if (status != SHOAL_OK) {
         cublas_plan_fini(&plan);
-        return fail_context(status, "matmul [%lld, %lld] over %lld", (long long)shape->m,
-                            (long long)shape->n, (long long)shape->k);
+        return name_shape(status, shape);
     }
     cublas->plans[cublas->n_plans++] = plan;
     return SHOAL_OK;
@@ -179,8 +210,9 @@ static shoal_status finish(const struct cublas *cublas, const struct cublas_plan
                               data->scratch);
 }
 
-static shoal_status run(struct cublas *cublas, struct cublas_plan *plan,
-                        const cublasLtMatmulAlgo_t *algorithm, const struct cublas_data *data)
+shoal_status cublas_run(struct cublas *cublas, struct cublas_plan *plan,
+                        const cublasLtMatmulAlgo_t *algorithm, const struct cublas_data *data,
+                        cublasStatus_t *refusal_out)
 {
     const struct cublas_shape *s = &plan->shape;
     const float alpha = 1.0f;
@@ -191,11 +223,15 @@ static shoal_status run(struct cublas *cublas, struct cublas_plan *plan,
     const void *c = s->accumulate ? data->c : d;
 
     SHOAL_TRY(set_pointers(plan, data));
-    SHOAL_TRY(cublas_check(
+    const cublasStatus_t result =
         cublasLtMatmul(cublas->handle, plan->product, &alpha, data->b, plan->first, data->a,
                        plan->second, &beta, c, plan->result, d, plan->result, algorithm,
-                       cublas->workspace, CUBLAS_WORKSPACE_BYTES, cublas->stream),
-        "multiply"));
+                       cublas->workspace, CUBLAS_WORKSPACE_BYTES, cublas->stream);
+    if (refusal_out != NULL)
+        *refusal_out = cublas_is_refusal(result) ? result : CUBLAS_STATUS_SUCCESS;
+    if (refusal_out != NULL && *refusal_out != CUBLAS_STATUS_SUCCESS)
+        return SHOAL_OK;
+    SHOAL_TRY(cublas_check(result, "multiply"));
     return finish(cublas, plan, data, d);
 }
 
@@ -205,10 +241,44 @@ shoal_status cublas_multiply(struct cublas *cublas, const struct cublas_shape *s
     struct cublas_plan *plan = find(cublas, shape);
 
     if (plan == NULL)
-        return fail(SHOAL_ERR_INTERNAL, "matmul [%lld, %lld] over %lld: the shape was not prepared",
-                    (long long)shape->m, (long long)shape->n, (long long)shape->k);
+        return name_shape(fail(SHOAL_ERR_INTERNAL, "the shape was not prepared"), shape);
     SHOAL_TRY(check_operands(shape, data));
-    return run(cublas, plan, &plan->chosen.algo, data);
+    return name_shape(cublas_run(cublas, plan, &plan->found[plan->chosen].algo, data, NULL), shape);
+}
+
+/*
+ * What the heuristic offers may still be refused by the product itself.  A device in trouble answers
+ * with the same words: then it is no refusal, and the failure is the device's.
+ */
+static shoal_status try_plan(struct cublas *cublas, struct cublas_plan *plan,
+                             const struct cublas_data *data)
+{
+    while (!plan->was_run) {
+        cublasStatus_t refusal = CUBLAS_STATUS_SUCCESS;
+
+        SHOAL_TRY(cublas_run(cublas, plan, &plan->found[plan->chosen].algo, data, &refusal));
+        SHOAL_TRY(cuda_check(cudaStreamSynchronize(cublas->stream), "try a product"));
+        plan->was_run = refusal == CUBLAS_STATUS_SUCCESS;
+        if (plan->was_run)
+            return SHOAL_OK;
+        (void)
+            cudaGetLastError(); /* of a launch that was refused: not to be found by the next check */
+        SHOAL_TRY(cublas_plan_next(cublas, plan, refusal));
+    }
+    return SHOAL_OK;
+}
+
+shoal_status cublas_try(struct cublas *cublas, const struct cublas_shape *shape,
+                        const struct cublas_data *data, struct cublas_plan **plan_out)
+{
+    struct cublas_plan *plan = NULL;
+
+    SHOAL_TRY(cublas_prepare(cublas, shape));
+    plan = find(cublas, shape);
+    SHOAL_TRY(check_operands(shape, data));
+    SHOAL_TRY(name_shape(try_plan(cublas, plan, data), shape));
+    *plan_out = plan;
+    return SHOAL_OK;
 }
 
 /* ---- reports ---- */
@@ -236,31 +306,28 @@ static int config(const cublasLtMatmulAlgo_t *algorithm,
 
 void cublas_plan_describe(const struct cublas *cublas, int index, char *text, size_t n_bytes)
 {
-    static const char *const kinds[] = {[CUBLAS_NT] = "NT", [CUBLAS_NN] = "NN", [CUBLAS_TN] = "TN"};
-    static const char *const epilogues[] = {[CUBLAS_EPILOGUE_NONE] = "",
-                                            [CUBLAS_EPILOGUE_GELU] = " gelu",
-                                            [CUBLAS_EPILOGUE_GELU_GRADIENT] = " gelu gradient",
-                                            [CUBLAS_EPILOGUE_BIAS_GRADIENT] = " bias gradient"};
     const struct cublas_plan *plan = &cublas->plans[index];
-    const struct cublas_shape *s = &plan->shape;
-    const cublasLtMatmulAlgo_t *algorithm = &plan->chosen.algo;
+    const cublasLtMatmulHeuristicResult_t *chosen = &plan->found[plan->chosen];
+    const cublasLtMatmulAlgo_t *algorithm = &chosen->algo;
+    char shape[CUBLAS_SHAPE_BYTES];
 
-    snprintf(
-        text, n_bytes,
-        "%s m %lld n %lld k %lld %s -> %s%s%s%s%s%s: algorithm %d tile %d stages %d split-k %d "
-        "reduction %d swizzle %d custom %d inner %d cluster %d, workspace %zu bytes",
-        kinds[s->kind], (long long)s->m, (long long)s->n, (long long)s->k, dtype_name(s->in),
-        dtype_name(s->out), s->accumulate ? " added" : "", s->bias ? " bias" : "",
-        plan->bias_after ? " after" : "", epilogues[s->epilogue],
-        plan->inside != s->epilogue ? " after" : "", config(algorithm, CUBLASLT_ALGO_CONFIG_ID),
-        config(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID),
-        config(algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID),
-        config(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM),
-        config(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME),
-        config(algorithm, CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING),
-        config(algorithm, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION),
-        config(algorithm, CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID),
-        config(algorithm, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID), plan->chosen.workspaceSize);
+    describe(&plan->shape, plan->bias_after, plan->inside != plan->shape.epilogue, shape);
+    int n =
+        snprintf(text, n_bytes,
+                 "%s: algorithm %d tile %d stages %d split-k %d reduction %d swizzle %d custom "
+                 "%d inner %d cluster %d, workspace %zu bytes",
+                 shape, config(algorithm, CUBLASLT_ALGO_CONFIG_ID),
+                 config(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID),
+                 config(algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID),
+                 config(algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM),
+                 config(algorithm, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME),
+                 config(algorithm, CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING),
+                 config(algorithm, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION),
+                 config(algorithm, CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID),
+                 config(algorithm, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID), chosen->workspaceSize);
+    if (plan->n_refused > 0 && n > 0 && (size_t)n < n_bytes)
+        snprintf(text + n, n_bytes - (size_t)n, ", after %d refused (%s)", plan->n_refused,
+                 cublasLtGetStatusString(plan->refusal));
 }
 
 void cublas_describe(char *text, size_t n_bytes)
@@ -310,84 +377,6 @@ shoal_status cublas_run_all(struct cublas *cublas, void *zeros)
                                      .scratch = zeros};
 
     for (int i = 0; i < cublas->n_plans; i++)
-        SHOAL_TRY(run(cublas, &cublas->plans[i], &cublas->plans[i].chosen.algo, &data));
-    return cuda_check(cudaStreamSynchronize(cublas->stream), "warm up products");
-}
-
-/* ---- the yardstick ---- */
-
-enum { TIMED_RUNS = 5 };
-
-static shoal_status time_once(struct cublas *cublas, struct cublas_plan *plan,
-                              const cublasLtMatmulAlgo_t *algorithm, const struct cublas_data *data,
-                              const cudaEvent_t events[2], double *seconds_out)
-{
-    float ms = 0.0f;
-
-    SHOAL_TRY(cuda_check(cudaEventRecord(events[0], cublas->stream), "record an event"));
-    SHOAL_TRY(run(cublas, plan, algorithm, data));
-    SHOAL_TRY(cuda_check(cudaEventRecord(events[1], cublas->stream), "record an event"));
-    SHOAL_TRY(cuda_check(cudaEventSynchronize(events[1]), "time a product"));
-    SHOAL_TRY(cuda_check(cudaEventElapsedTime(&ms, events[0], events[1]), "read a time"));
-    *seconds_out = ms * 1e-3;
+        SHOAL_TRY(name_shape(try_plan(cublas, &cublas->plans[i], &data), &cublas->plans[i].shape));
     return SHOAL_OK;
-}
-
-/* The first run loads the kernel and does not count. */
-static shoal_status time_algorithm(struct cublas *cublas, struct cublas_plan *plan,
-                                   const cublasLtMatmulAlgo_t *algorithm,
-                                   const struct cublas_data *data, const struct cublas_sweep *sweep,
-                                   const cudaEvent_t events[2], double *best_out)
-{
-    double best = 1e30;
-
-    for (int i = 0; i <= TIMED_RUNS; i++) {
-        double seconds = 0.0;
-        SHOAL_TRY(cuda_check(cudaMemsetAsync(sweep->p, i, sweep->n_bytes, cublas->stream),
-                             "empty the caches"));
-        SHOAL_TRY(time_once(cublas, plan, algorithm, data, events, &seconds));
-        if (i > 0 && seconds < best)
-            best = seconds;
-    }
-    *best_out = best;
-    return SHOAL_OK;
-}
-
-static shoal_status time_candidates(struct cublas *cublas, struct cublas_plan *plan,
-                                    const struct cublas_data *data,
-                                    const struct cublas_sweep *sweep, const cudaEvent_t events[2],
-                                    struct cublas_timing *timing_out)
-{
-    cublasLtMatmulHeuristicResult_t found[CUBLAS_CANDIDATES];
-    struct cublas_timing timing = {.best_seconds = 1e30};
-
-    SHOAL_TRY(cublas_plan_candidates(cublas, plan, found, &timing.n_algorithms));
-    SHOAL_TRY(time_algorithm(cublas, plan, &plan->chosen.algo, data, sweep, events,
-                             &timing.chosen_seconds));
-    for (int i = 0; i < timing.n_algorithms; i++) {
-        double seconds = 0.0;
-        SHOAL_TRY(time_algorithm(cublas, plan, &found[i].algo, data, sweep, events, &seconds));
-        if (seconds < timing.best_seconds)
-            timing.best_seconds = seconds;
-    }
-    *timing_out = timing;
-    return SHOAL_OK;
-}
-
-shoal_status cublas_time(struct cublas *cublas, const struct cublas_shape *shape,
-                         const struct cublas_data *data, const struct cublas_sweep *sweep,
-                         struct cublas_timing *timing_out)
-{
-    cudaEvent_t events[2] = {NULL, NULL};
-    shoal_status status = SHOAL_OK;
-
-    SHOAL_TRY(cublas_prepare(cublas, shape));
-    SHOAL_TRY(check_operands(shape, data));
-    SHOAL_TRY(cuda_check(cudaEventCreate(&events[0]), "create an event"));
-    SHOAL_TRY_GOTO(cuda_check(cudaEventCreate(&events[1]), "create an event"), err_first);
-    status = time_candidates(cublas, find(cublas, shape), data, sweep, events, timing_out);
-    cudaEventDestroy(events[1]);
-err_first:
-    cudaEventDestroy(events[0]);
-    return status;
 }

@@ -9,16 +9,17 @@
 /*
  * Matrix products by cuBLASLt, row-major.  The only file that knows the library.
  *
- * A shape's algorithm is the first one that the library's heuristic names and that fits the
- * workspace: nothing is timed, so every run of one program on one kind of device takes the same one.
+ * A shape's algorithm is the first one that the library's heuristic names, that fits the workspace
+ * and that the library does not refuse when it is run: nothing is timed, so every run of one program
+ * on one kind of device takes the same one.
  * Algorithms that split k may add up their parts in the workspace, in a step of its own, and never
  * in the output: so the same inputs give the same bits.
  *
  * Sums are fp32.  fp32 inputs are multiplied as fp32, or with `tf32` after rounding to 11 bits.
  *
  * A bias, a GELU, its gradient or a bias gradient is made inside the product (the library's
- * epilogues) where the library has an algorithm for that.  Else the plan is one for less, our own
- * kernels do the rest behind it, and cublas_plan_describe says so.
+ * epilogues) where the library has an algorithm for that and runs it.  Else the plan is one for less,
+ * our own kernels do the rest behind it, and cublas_plan_describe says so.
  */
 struct cublas;
 
@@ -64,7 +65,7 @@ void cublas_destroy(struct cublas *cublas);
  * the same queue. */
 void *cublas_workspace(const struct cublas *cublas);
 
-/* Choose a shape's algorithm; idempotent.  Allocates host memory only. */
+/* Choose a shape's algorithm by the heuristic; idempotent.  Allocates host memory only. */
 shoal_status cublas_prepare(struct cublas *cublas, const struct cublas_shape *shape);
 
 /* The product of a prepared shape. */
@@ -76,7 +77,11 @@ int cublas_plan_count(const struct cublas *cublas);
 void cublas_plan_describe(const struct cublas *cublas, int index, char *text, size_t n_bytes);
 /* The largest operand of all plans, in bytes. */
 size_t cublas_largest_operand(const struct cublas *cublas);
-/* Run every plan once with all operands at `zeros`, so that the library loads its kernels. */
+/*
+ * Run every plan once with all operands at `zeros`, so that the library loads its kernels; plans whose
+ * algorithm is refused change to the next that is not.  No plan changes in cublas_multiply: there a
+ * refusal is a failure.
+ */
 shoal_status cublas_run_all(struct cublas *cublas, void *zeros);
 
 /*

@@ -132,48 +132,88 @@ static shoal_status preference_fill(cublasLtMatmulPreference_t preference)
     return SHOAL_OK;
 }
 
-shoal_status cublas_plan_candidates(const struct cublas *cublas, const struct cublas_plan *plan,
-                                    cublasLtMatmulHeuristicResult_t found[CUBLAS_CANDIDATES],
-                                    int *n_out)
+/* INTERNAL_ERROR and INVALID_VALUE, too, are what single algorithms answer to what they do not do. */
+bool cublas_is_refusal(cublasStatus_t result)
 {
-    cublasLtMatmulPreference_t preference = NULL;
-    int n = 0, usable = 0;
-    shoal_status status =
-        cublas_check(cublasLtMatmulPreferenceCreate(&preference), "create preferences");
-
-    if (status != SHOAL_OK)
-        return status;
-    SHOAL_TRY_GOTO(preference_fill(preference), end);
-    SHOAL_TRY_GOTO(
-        cublas_check(cublasLtMatmulAlgoGetHeuristic(cublas->handle, plan->product, plan->first,
-                                                    plan->second, plan->result, plan->result,
-                                                    preference, CUBLAS_CANDIDATES, found, &n),
-                     "choose an algorithm"),
-        end);
-    for (int i = 0; i < n; i++)
-        if (found[i].state == CUBLAS_STATUS_SUCCESS &&
-            found[i].workspaceSize <= CUBLAS_WORKSPACE_BYTES)
-            found[usable++] = found[i];
-    *n_out = usable;
-    if (usable == 0)
-        status = cublas_check(CUBLAS_STATUS_NOT_SUPPORTED, "choose an algorithm");
-end:
-    cublasLtMatmulPreferenceDestroy(preference);
-    return status;
+    return result == CUBLAS_STATUS_NOT_SUPPORTED || result == CUBLAS_STATUS_INVALID_VALUE ||
+           result == CUBLAS_STATUS_ARCH_MISMATCH || result == CUBLAS_STATUS_INTERNAL_ERROR;
 }
 
-static shoal_status plan_choose(const struct cublas *cublas, struct cublas_plan *plan)
+static shoal_status ask_heuristic(const struct cublas *cublas, struct cublas_plan *plan,
+                                  cublasLtMatmulPreference_t preference)
 {
-    cublasLtMatmulHeuristicResult_t found[CUBLAS_CANDIDATES];
     int n = 0;
+    cublasStatus_t result = cublasLtMatmulAlgoGetHeuristic(
+        cublas->handle, plan->product, plan->first, plan->second, plan->result, plan->result,
+        preference, CUBLAS_CANDIDATES, plan->found, &n);
+
+    plan->n_found = plan->chosen = 0;
+    if (!cublas_is_refusal(result))
+        SHOAL_TRY(cublas_check(result, "choose an algorithm"));
+    for (int i = 0; result == CUBLAS_STATUS_SUCCESS && i < n; i++)
+        if (plan->found[i].state == CUBLAS_STATUS_SUCCESS &&
+            plan->found[i].workspaceSize <= CUBLAS_WORKSPACE_BYTES)
+            plan->found[plan->n_found++] = plan->found[i];
+    if (plan->n_found > 0)
+        return SHOAL_OK;
+    return cublas_check(CUBLAS_STATUS_NOT_SUPPORTED, "choose an algorithm");
+}
+
+/* SHOAL_ERR_UNAVAILABLE: the library offers nothing for what is to be inside. */
+static shoal_status candidates_find(const struct cublas *cublas, struct cublas_plan *plan)
+{
+    cublasLtMatmulPreference_t preference = NULL;
 
     if (plan->product != NULL)
         cublasLtMatmulDescDestroy(plan->product);
     plan->product = NULL;
     SHOAL_TRY(product_create(cublas, plan));
-    SHOAL_TRY(cublas_plan_candidates(cublas, plan, found, &n));
-    plan->chosen = found[0];
-    return SHOAL_OK;
+    SHOAL_TRY(cublas_check(cublasLtMatmulPreferenceCreate(&preference), "create preferences"));
+    shoal_status status = preference_fill(preference);
+    if (status == SHOAL_OK)
+        status = ask_heuristic(cublas, plan, preference);
+    cublasLtMatmulPreferenceDestroy(preference);
+    return status;
+}
+
+/* Our own kernels take over the next part; false: nothing but the product is left inside. */
+static bool move_out(struct cublas_plan *plan)
+{
+    if (plan->inside != CUBLAS_EPILOGUE_NONE)
+        plan->inside = CUBLAS_EPILOGUE_NONE;
+    else if (plan->shape.bias && !plan->bias_after)
+        plan->bias_after = true;
+    else
+        return false;
+    return true;
+}
+
+/* Less and less of the shape inside the product, until the library has an algorithm. */
+static shoal_status choose(const struct cublas *cublas, struct cublas_plan *plan)
+{
+    shoal_status status = candidates_find(cublas, plan);
+
+    while (status == SHOAL_ERR_UNAVAILABLE && move_out(plan))
+        status = candidates_find(cublas, plan);
+    return status;
+}
+
+shoal_status cublas_plan_next(const struct cublas *cublas, struct cublas_plan *plan,
+                              cublasStatus_t refusal)
+{
+    char library[48];
+
+    plan->n_refused++;
+    plan->refusal = refusal;
+    plan->chosen++;
+    if (plan->chosen < plan->n_found)
+        return SHOAL_OK;
+    if (move_out(plan))
+        return choose(cublas, plan);
+    cublas_describe(library, sizeof library);
+    return fail(SHOAL_ERR_UNAVAILABLE,
+                "%s: refuses to run each of the %d algorithms that it offers, the last one with %s",
+                library, plan->n_refused, cublasLtGetStatusString(refusal));
 }
 
 /* Our own kernels, which may have to do the rest, know no padding. */
@@ -192,7 +232,6 @@ static shoal_status check_epilogue(const struct cublas_shape *s)
     return SHOAL_OK;
 }
 
-/* Less and less of the shape inside the product, until the library has an algorithm. */
 shoal_status cublas_plan_init(const struct cublas *cublas, const struct cublas_shape *shape,
                               struct cublas_plan *plan)
 {
@@ -202,16 +241,7 @@ shoal_status cublas_plan_init(const struct cublas *cublas, const struct cublas_s
     plan->inside = rows_fit ? shape->epilogue : CUBLAS_EPILOGUE_NONE;
     SHOAL_TRY(check_epilogue(shape));
     SHOAL_TRY(layouts_create(plan));
-    shoal_status status = plan_choose(cublas, plan);
-    if (status == SHOAL_ERR_UNAVAILABLE && plan->inside != CUBLAS_EPILOGUE_NONE) {
-        plan->inside = CUBLAS_EPILOGUE_NONE;
-        status = plan_choose(cublas, plan);
-    }
-    if (status == SHOAL_ERR_UNAVAILABLE && shape->bias) {
-        plan->bias_after = true;
-        status = plan_choose(cublas, plan);
-    }
-    return status;
+    return choose(cublas, plan);
 }
 
 void cublas_plan_fini(struct cublas_plan *plan)

@@ -80,8 +80,20 @@ size_t cublasLtGetVersion(void)
 
 const char *cublasLtGetStatusString(cublasStatus_t status)
 {
-    return status == CUBLAS_STATUS_NOT_SUPPORTED ? "CUBLAS_STATUS_NOT_SUPPORTED"
-                                                 : "CUBLAS_STATUS_INVALID_VALUE";
+    switch (status) {
+    case CUBLAS_STATUS_NOT_SUPPORTED:
+        return "CUBLAS_STATUS_NOT_SUPPORTED";
+    case CUBLAS_STATUS_INVALID_VALUE:
+        return "CUBLAS_STATUS_INVALID_VALUE";
+    case CUBLAS_STATUS_ARCH_MISMATCH:
+        return "CUBLAS_STATUS_ARCH_MISMATCH";
+    case CUBLAS_STATUS_INTERNAL_ERROR:
+        return "CUBLAS_STATUS_INTERNAL_ERROR";
+    case CUBLAS_STATUS_ALLOC_FAILED:
+        return "CUBLAS_STATUS_ALLOC_FAILED";
+    default:
+        return "CUBLAS_STATUS_EXECUTION_FAILED";
+    }
 }
 
 cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *layout, cudaDataType type,
@@ -249,7 +261,9 @@ static cublasStatus_t check(const struct product *p, const struct layout *a, con
     return imitate.refuse_product ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
 }
 
-/* Three: one that failed, one that wants too much workspace, a good one. */
+/* Of those that are offered the first has failed and the second wants too much workspace. */
+enum { OFFERED = 4, FIRST_ID = 40, FIRST_GOOD = 2 };
+
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t product,
                                               cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
@@ -264,18 +278,19 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     *found = 0;
     if (status != CUBLAS_STATUS_SUCCESS)
         return status;
-    if (requested < 3 || p->schemes != CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)
+    if (requested < OFFERED || p->schemes != CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)
         return CUBLAS_STATUS_INVALID_VALUE;
     for (int i = 0; i < 4; i++)
         if (p->alignment[i] != 16)
             return CUBLAS_STATUS_INVALID_VALUE;
-    memset(results, 0, 3 * sizeof *results);
-    for (int i = 0; i < 3; i++)
-        results[i].algo.data[0] = 40 + (uint64_t)i;
+    memset(results, 0, OFFERED * sizeof *results);
+    for (int i = 0; i < OFFERED; i++) {
+        results[i].algo.data[0] = (uint64_t)(FIRST_ID + i);
+        results[i].workspaceSize = i < FIRST_GOOD ? p->workspace + 1 : p->workspace;
+    }
     results[0].state = CUBLAS_STATUS_NOT_SUPPORTED;
-    results[1].workspaceSize = p->workspace + 1;
-    results[2].workspaceSize = p->workspace;
-    *found = 3;
+    results[0].workspaceSize = 0;
+    *found = OFFERED;
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -390,6 +405,22 @@ static void run_multiplication(const void *issued)
     imitate.products++;
 }
 
+/* Good descriptors, and yet. */
+static bool is_refused(const struct product *p, const cublasLtMatmulAlgo_t *algorithm)
+{
+    const int bit = 1 << ((int)algorithm->data[0] - FIRST_ID - FIRST_GOOD);
+
+    return (imitate.refuse_runs & bit) != 0 && has(p, (cublasLtEpilogue_t)imitate.refuse_runs_with);
+}
+
+static cublasStatus_t refuse(void)
+{
+    imitate.refused++;
+    imitate.broken = imitate.refusal_breaks;
+    imitate_leave_error((int)cudaErrorInvalidValue);
+    return imitate.refusal == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : (cublasStatus_t)imitate.refusal;
+}
+
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t product,
                               const void *alpha, const void *A, cublasLtMatrixLayout_t a_desc,
                               const void *B, cublasLtMatrixLayout_t b_desc, const void *beta,
@@ -406,11 +437,13 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t prod
     (void)stream;
     if (status != CUBLAS_STATUS_SUCCESS)
         return status;
-    if (algorithm->data[0] != 42 || workspace_bytes < ((size_t)32 << 20) ||
-        !aligned(workspace, 256) || !aligned(A, 16) || !aligned(B, 16) || !aligned(C, 16) ||
-        !aligned(D, 16) || (p->bias != NULL && !aligned(p->bias, 16)) ||
-        (p->aux != NULL && !aligned(p->aux, 16)))
+    if (algorithm->data[0] < FIRST_ID + FIRST_GOOD || algorithm->data[0] >= FIRST_ID + OFFERED ||
+        workspace_bytes < ((size_t)32 << 20) || !aligned(workspace, 256) || !aligned(A, 16) ||
+        !aligned(B, 16) || !aligned(C, 16) || !aligned(D, 16) ||
+        (p->bias != NULL && !aligned(p->bias, 16)) || (p->aux != NULL && !aligned(p->aux, 16)))
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (is_refused(p, algorithm))
+        return refuse();
     /* In place: the same layout. */
     if (C == D && (c->ld != d->ld || c->type != d->type))
         return CUBLAS_STATUS_INVALID_VALUE;

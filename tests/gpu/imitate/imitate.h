@@ -18,6 +18,13 @@ struct imitate {
     bool refuse_graphs;   /* cuDNN has no engine for a graph */
     int refuse_epilogues; /* bits of cublasLtEpilogue_t with which cuBLASLt has no algorithm */
     bool refuse_product;  /* cuBLASLt has no algorithm at all */
+    /*
+     * cuBLASLt offers two algorithms and refuses to run those whose bit is set, where the product has
+     * all bits of an epilogue (0: any product): what a launch that failed leaves behind comes with it.
+     */
+    int refuse_runs, refuse_runs_with;
+    int refusal;          /* the cublasStatus_t then; 0: NOT_SUPPORTED */
+    bool refusal_breaks;  /* the device with it */
     size_t cudnn_version; /* 0: that of the headers */
     size_t shared_bytes;  /* that a block may take; 0: 227 KiB, as on 9.0 */
     size_t total_bytes;   /* that the device says it has; 0: 1 GiB */
@@ -25,7 +32,12 @@ struct imitate {
 
     /* What was done. */
     int products, graphs, replays;
+    int refused;          /* calls of cublasLtMatmul */
+    bool broken;          /* the device, by refusal_breaks: whoever waits for it is told so */
     int live_descriptors; /* of cuBLASLt and cuDNN, handles included */
 };
 
 extern struct imitate imitate;
+
+/* What the runtime's calls leave for cudaGetLastError, a cudaError_t. */
+void imitate_leave_error(int error);

@@ -48,9 +48,19 @@ cudaError_t cudaMemGetInfo(size_t *left, size_t *total)
     return cudaSuccess;
 }
 
+static _Thread_local cudaError_t last_error;
+
+void imitate_leave_error(int error)
+{
+    last_error = (cudaError_t)error;
+}
+
 cudaError_t cudaGetLastError(void)
 {
-    return cudaSuccess;
+    const cudaError_t error = last_error;
+
+    last_error = cudaSuccess;
+    return error;
 }
 
 const char *cudaGetErrorName(cudaError_t error)
@@ -196,7 +206,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     (void)stream;
-    return unless_recording();
+    return imitate.broken ? cudaErrorIllegalAddress : unless_recording();
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)

@@ -269,7 +269,11 @@ int setup_threads(const struct config *config, const struct comm *comm);
 
 /* Positions that a text takes: its end token, prompt and continuation, or all that the model has. */
 int64_t setup_sample_tokens(const struct model_config *model, size_t n_prompt, int n_tokens);
+
+/* agree.c.  A configuration that is not rank 0's is an error.  Collective. */
 shoal_status setup_agree_config(struct comm *comm, const struct config *config);
+/* Algorithms of libraries that are not rank 0's, as on other GPUs, are a warning.  Collective. */
+shoal_status setup_compare_choices(struct comm *comm, const struct ops *ops);
 
 /* device.c: the device of a run, and what it must be told around work outside of schedules. */
 shoal_status train_device_open(struct trainer *trainer);

@@ -103,6 +103,7 @@ shoal_status train_open_compute(struct trainer *trainer)
     SHOAL_TRY(comm_agree(trainer->comm, open_device(trainer)));
     SHOAL_TRY(train_taken_note(trainer, TAKEN_BEFORE));
     SHOAL_TRY(comm_agree(trainer->comm, open_ops(trainer)));
+    SHOAL_TRY(setup_compare_choices(trainer->comm, trainer->ops));
     return train_taken_note(trainer, TAKEN_BY_LIBRARIES);
 }
 

@@ -206,6 +206,27 @@ Test(imitated_train, tells_what_libraries_take_of_the_device)
     cr_assert_not_null(strstr(rig_log(), "no GPU here"), "%s", rig_log());
 }
 
+/* A rank whose library refuses what the others' takes is named, and what follows is said. */
+Test(imitated_train, says_that_a_rank_has_other_algorithms)
+{
+    const char *const words[] = {"run.device=cuda", "comm.transport=staged", "batch.global=4",
+                                 "steps=1", NULL};
+
+    rig_use(imitated);
+    cr_assert_eq(rig_train(directory, "same", 2, words), 0, "%s", rig_log());
+    cr_assert_null(strstr(rig_log(), "other algorithms"), "%s", rig_log());
+    setenv("SHOAL_IMITATE_REFUSING_RANK", "1", 1);
+    cr_assert_eq(rig_train(directory, "other", 2, words), 0, "%s", rig_log());
+    cr_assert_not_null(
+        strstr(rig_log(), "[rank 1] computes by other algorithms than rank 0: \"NT "), "%s",
+        rig_log());
+    cr_assert_not_null(strstr(rig_log(), ", after 1 refused (CUBLAS_STATUS_NOT_SUPPORTED)\" here"),
+                       "%s", rig_log());
+    cr_assert_not_null(strstr(rig_log(), "1 of 2 ranks compute by other algorithms than rank 0: "
+                                         "losses depend on which rank computes what"),
+                       "%s", rig_log());
+}
+
 static void expect_said(const char *word, const char *said)
 {
     cr_assert_eq(one_step(imitated, "run.device=cuda", word), 0, "%s", rig_log());

@@ -1,4 +1,5 @@
 #include "comm/nccl/tree_sum.h"
+#include "runtime/device/launch.cuh" /* makes its kernels known */
 
 /*
  * The reduction tree on the device.  A thread adds all inputs of one element, so that no order

@@ -67,8 +67,9 @@ static void print_rest(const struct policy *policy, const struct device_taken *t
                      "here.  Scratch is that of the CPU's kernels.\n");
         return;
     }
-    fprintf(out, "Nor the device's, so far without the transport and kernels that load at their "
-                 "first use:\n");
+    fprintf(out,
+            "Nor the device's, so far without the transport and the libraries' kernels, which load "
+            "when a run starts:\n");
     taken_print(taken, NULL, out);
 }
 

@@ -27,6 +27,22 @@ int device_cuda_sm_count(const struct device *device);
 int device_cuda_capability(const struct device *device);      /* 90 for 9.0 */
 size_t device_cuda_shared_bytes(const struct device *device); /* that a block may take */
 
+/* ---- loading (cuda_load.c) ---- */
+
+/* The kernels of one .cu file.  launch.cuh makes them known before main. */
+struct device_cuda_module {
+    const void *anchor; /* any of them */
+    struct device_cuda_module *next;
+};
+
+void device_cuda_add_module(struct device_cuda_module *module);
+
+/*
+ * Load every kernel of this program on the device, so that none is loaded, which may wait for all that
+ * runs there, while ranks wait for each other.  Idempotent.
+ */
+shoal_status device_cuda_load_modules(const struct device *device);
+
 #ifdef __cplusplus
 }
 #endif

@@ -11,6 +11,18 @@ extern "C" {
 #include "runtime/device/cuda.h"
 }
 
+/* By this kernel the others of the file that includes this are found, to be loaded early. */
+static __global__ void launch_anchor()
+{
+}
+
+__attribute__((constructor)) static void launch_add_module()
+{
+    static device_cuda_module module = {(const void *)launch_anchor, nullptr};
+
+    device_cuda_add_module(&module);
+}
+
 /* Issue `kernel`; `what` names it in errors. */
 template <typename... Parameters, typename... Arguments>
 static inline shoal_status launch(const char *what, void (*kernel)(Parameters...), dim3 grid,

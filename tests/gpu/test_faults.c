@@ -6,9 +6,10 @@
 #include "models/ops/cuda/cublas.h"
 #include "models/ops/cuda/cudnn_attention.h"
 #include "models/ops/cuda/kernels.h"
+#include "runtime/device/cuda.h"
 
 #include <criterion/criterion.h>
-#include <cublasLt.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -303,5 +304,87 @@ Test(cuda_faults, graphs_keep_their_first_failure)
     cr_assert_eq(cudnn_graph_tensor(&g, tensor), 0);
     cr_assert_eq(g.status, SHOAL_ERR_INTERNAL);
     cudnn_graph_fini(&g);
+    cr_assert_eq(imitate.live_descriptors, 0);
+}
+
+/* ---- loading ---- */
+
+static shoal_status launch_one(struct device *device)
+{
+    struct gpu gpu = {0};
+    float *p = gpu_new(&gpu, DTYPE_F32, 64);
+    const shoal_status status =
+        cuda_gelu(device_cuda_stream(device, QUEUE_COMPUTE), 64, DTYPE_F32, p, p);
+
+    gpu_free_all(&gpu);
+    return status;
+}
+
+Test(cuda_faults, kernels_are_loaded_with_the_back_end)
+{
+    const size_t before = emulate_allocated;
+
+    emulate_lazy = true;
+    struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
+    const size_t after = emulate_allocated;
+    EXPECT_OK(launch_one(rig.device));
+    cr_assert_gt(after, before + CUBLAS_WORKSPACE_BYTES, "loaded kernels take memory");
+    EXPECT_OK(device_cuda_load_modules(rig.device));
+    cr_assert_eq(emulate_allocated, after);
+    cuda_rig_destroy(&rig);
+}
+
+/* That the imitation sees it. */
+Test(cuda_faults, a_kernel_that_is_not_loaded_ends_the_process, .signal = SIGABRT)
+{
+    struct device *device = NULL;
+
+    emulate_lazy = true;
+    EXPECT_OK(device_open("cuda", 0, &device));
+    (void)launch_one(device);
+}
+
+Test(cuda_faults, loading_fails_at_any_call)
+{
+    struct device *device = NULL;
+    shoal_status status = SHOAL_ERR_INTERNAL;
+    int failures = 0;
+
+    EXPECT_OK(device_open("cuda", 0, &device));
+    for (; status != SHOAL_OK; failures++) {
+        imitate.fail_driver = failures + 1;
+        status = device_cuda_load_modules(device);
+        cr_assert(status == SHOAL_OK || strstr(shoal_last_error(), "cuda: ") != NULL, "%s",
+                  shoal_last_error());
+    }
+    cr_assert_gt(failures, 60);
+    device_close(device);
+}
+
+/* It is said, and the run goes on. */
+Test(cuda_faults, an_older_driver_loads_kernels_later)
+{
+    imitate.old_driver = true;
+    struct cuda_rig rig = cuda_rig_create(&(struct ops_cuda_options){0});
+    EXPECT_OK(launch_one(rig.device));
+    cr_assert_eq(device_cuda_load_modules(rig.device), SHOAL_ERR_UNAVAILABLE);
+    cr_assert_not_null(
+        strstr(shoal_last_error(), "the driver is older than 12.4: it has no cuFuncGetModule"),
+        "%s", shoal_last_error());
+    cuda_rig_destroy(&rig);
+}
+
+Test(cuda_faults, no_memory_for_kernels_is_an_error)
+{
+    enum { CALLS_BEFORE = 8 }; /* ways to four calls, a module's own four */
+    struct device *device = NULL;
+    struct ops *ops = NULL;
+
+    EXPECT_OK(device_open("cuda", 0, &device));
+    imitate.fail_driver = CALLS_BEFORE + 1;
+    imitate.driver_error = 2; /* CUDA_ERROR_OUT_OF_MEMORY */
+    cr_assert_eq(ops_create_cuda(device, &ops), SHOAL_ERR_NOMEM, "%s", shoal_last_error());
+    cr_assert_null(ops);
+    device_close(device);
     cr_assert_eq(imitate.live_descriptors, 0);
 }

@@ -1,5 +1,7 @@
 #include "models/ops/cuda/cuda_internal.h"
 
+#include "runtime/base/log.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,6 +100,20 @@ static void describe(struct cuda_ops *cuda)
              attention);
 }
 
+/* A driver that cannot is no error: its kernels load when they are first used. */
+static shoal_status load_kernels(const struct device *device)
+{
+    const shoal_status status = device_cuda_load_modules(device);
+
+    if (status == SHOAL_OK || status == SHOAL_ERR_NOMEM)
+        return status;
+    log_line("warn",
+             "kernels are not loaded before the first step, where ranks that wait for each other "
+             "may stand still (%s): CUDA_MODULE_LOADING=EAGER loads them",
+             shoal_last_error());
+    return SHOAL_OK;
+}
+
 shoal_status ops_create_cuda_with(struct device *device, const struct ops_cuda_options *options,
                                   struct ops **ops_out)
 {
@@ -107,6 +123,7 @@ shoal_status ops_create_cuda_with(struct device *device, const struct ops_cuda_o
     if (strcmp(device->ops->name, "cuda") != 0)
         return fail(SHOAL_ERR_INTERNAL, "ops: expected a cuda device, found %s", device->ops->name);
     SHOAL_TRY(device_cuda_use(device));
+    SHOAL_TRY(load_kernels(device));
     cuda = calloc(1, sizeof *cuda);
     if (cuda == NULL)
         return fail(SHOAL_ERR_NOMEM, "ops: cannot reserve %zu bytes", sizeof *cuda);

@@ -1,8 +1,7 @@
 #include "tests/gpu/emulate/emulate.h"
 
-#include "runtime/base/status.h"
+#include "runtime/device/cuda.h"
 
-#include <cuda_runtime_api.h>
 #include <malloc.h>
 #include <setjmp.h>
 #include <stdint.h>
@@ -52,6 +51,36 @@ void emulate_expect(bool good, const char *message)
     fprintf(stderr, "emulated kernel \"%s\", block (%u, %u, %u), thread %u: %s\n", emulate_now.what,
             emulate_block.x, emulate_block.y, emulate_block.z, emulate_now.thread, message);
     abort();
+}
+
+/* ---- loading ---- */
+
+bool emulate_lazy;
+static struct emulate_module *modules;
+
+void emulate_add_module(struct emulate_module *module)
+{
+    module->next = modules;
+    modules = module;
+}
+
+struct emulate_module *emulate_module_at(const void *p)
+{
+    struct emulate_module *module = modules;
+
+    while (module != NULL && module != p)
+        module = module->next;
+    return module;
+}
+
+void emulate_expect_loaded(const struct emulate_module *module, const char *what)
+{
+    bool loaded = true;
+
+    for (int i = 0; i < EMULATE_FUNCTIONS; i++)
+        loaded = loaded && module->loaded[i];
+    emulate_now.what = what;
+    emulate_expect(loaded || !emulate_lazy, "it was not loaded before its first launch");
 }
 
 /* ---- fibers ---- */
@@ -335,9 +364,17 @@ void emulate_recording_free(struct emulate_recording *recording)
 
 /* ---- the runtime, on host memory ---- */
 
-shoal_status cuda_check(cudaError_t error, const char *what);
-
 /* Weak: a program with operations for CUDA links the device's own as well. */
+__attribute__((weak)) void device_cuda_add_module(struct device_cuda_module *module)
+{
+    (void)module;
+}
+
+__attribute__((weak)) cudaError_t cudaGetLastError(void)
+{
+    return cudaSuccess;
+}
+
 __attribute__((weak)) shoal_status cuda_check(cudaError_t error, const char *what)
 {
     return error == cudaSuccess

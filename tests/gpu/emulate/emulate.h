@@ -51,6 +51,23 @@ extern size_t emulate_shared_most;
 /* Bytes of cudaMalloc that are not freed. */
 extern size_t emulate_allocated;
 
+/*
+ * The kernels of one .cu file, which a GPU loads at their first use unless each was loaded before.
+ * Where emulate_lazy is set, a launch of one that is not loaded ends the process.
+ */
+enum { EMULATE_FUNCTIONS = 3 };
+
+struct emulate_module {
+    bool loaded[EMULATE_FUNCTIONS];
+    struct emulate_module *next;
+};
+
+extern bool emulate_lazy;
+void emulate_add_module(struct emulate_module *module);
+/* NULL: it is none of them. */
+struct emulate_module *emulate_module_at(const void *p);
+void emulate_expect_loaded(const struct emulate_module *module, const char *what);
+
 /* Run kernel(arg) in every thread of the grid; `what` names it in messages.  arg has n_bytes. */
 void emulate_launch(const char *what, struct emulate_index grid, unsigned threads,
                     size_t shared_bytes, void (*kernel)(const void *arg), const void *arg,

@@ -29,6 +29,9 @@ struct imitate {
     size_t shared_bytes;  /* that a block may take; 0: 227 KiB, as on 9.0 */
     size_t total_bytes;   /* that the device says it has; 0: 1 GiB */
     int fail_attribute;   /* the n-th cudnnBackendSetAttribute from now fails; 0: none */
+    int fail_driver;      /* the n-th call on the way to loaded kernels fails; 0: none */
+    int driver_error;     /* the CUresult of a load that fails; 0: INVALID_HANDLE */
+    bool old_driver;      /* it cannot load kernels ahead */
 
     /* What was done. */
     int products, graphs, replays;

@@ -18,6 +18,7 @@ static const char *directory;
 static void setup(void)
 {
     directory = rig_directory();
+    setenv("SHOAL_IMITATE_LAZY", "1", 1);
 }
 
 static void teardown(void)
@@ -186,7 +187,7 @@ static double taken_by(const char *who)
     return strtod(row + strlen(who), NULL);
 }
 
-/* Of the imitated libraries that is the workspace of products; `plan` sees it, too. */
+/* In the imitation that is the workspace of products and loaded kernels; `plan` sees it, too. */
 Test(imitated_train, tells_what_libraries_take_of_the_device)
 {
     enum { WORKSPACE_MIB = 32, DEVICE_MIB = 1024 };
@@ -195,11 +196,11 @@ Test(imitated_train, tells_what_libraries_take_of_the_device)
 
     cr_assert_eq(one_step(imitated, "run.device=cuda", "steps=1"), 0, "%s", rig_log());
     const double by_run = taken_by("driver and libraries");
-    cr_assert_float_eq(by_run, WORKSPACE_MIB, 0.1, "%s", rig_log());
+    cr_assert(by_run > WORKSPACE_MIB + 1 && by_run < WORKSPACE_MIB + 16, "%s", rig_log());
     cr_assert_float_eq(taken_by("left "), DEVICE_MIB - by_run, 0.015, "%s", rig_log());
     snprintf(config, sizeof config, "%s/tiny.yaml", directory);
     cr_assert_eq(rig_shoal(plan), 0, "%s", rig_log());
-    cr_assert_float_eq(taken_by("driver and libraries"), WORKSPACE_MIB, 0.1, "%s", rig_log());
+    cr_assert_float_eq(taken_by("driver and libraries"), by_run, 0.015, "%s", rig_log());
     cr_assert_null(strstr(rig_log(), "no GPU here"), "%s", rig_log());
     rig_use(host);
     cr_assert_eq(rig_shoal(plan), 0, "%s", rig_log());

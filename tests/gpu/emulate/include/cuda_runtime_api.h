@@ -17,6 +17,7 @@ typedef enum cudaError { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 } cudaEr
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
 
 const char *cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetLastError(void);
 cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaMalloc(void **p, size_t n_bytes);
 cudaError_t cudaFree(void *p);

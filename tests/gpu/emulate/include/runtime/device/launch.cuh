@@ -5,9 +5,18 @@
 #include <stddef.h>
 
 extern "C" {
-#include "runtime/base/status.h"
+#include "runtime/device/cuda.h"
+}
 
-shoal_status cuda_check(cudaError_t error, const char *what);
+/* Of the file that includes this. */
+static emulate_module launch_module;
+
+__attribute__((constructor)) static void launch_add_module()
+{
+    static device_cuda_module module = {&launch_module, nullptr};
+
+    emulate_add_module(&launch_module);
+    device_cuda_add_module(&module);
 }
 
 template <typename... Parameters, typename... Arguments>
@@ -17,9 +26,10 @@ static inline shoal_status launch(const char *what, void (*kernel)(Parameters...
 {
     const auto call = [=]() { kernel(arguments...); };
 
+    emulate_expect_loaded(&launch_module, what);
     emulate_launch(
         what, grid, (unsigned)threads, shared_bytes,
         [](const void *arg) { (*(const decltype(call) *)arg)(); }, &call,
         sizeof call);
-    return SHOAL_OK;
+    return cuda_check(cudaGetLastError(), what);
 }

@@ -9,17 +9,36 @@
 #define FINALIZE_LIMIT_S 5.0 /* all ranks have met already */
 #define END_SLACK_S      2.0
 
+/* Frees it, too. */
+static void *abort_one(void *on)
+{
+    (void)ncclCommAbort(on);
+    return NULL;
+}
+
+/*
+ * At the same time: what an abort frees is device memory, for which it waits until the device is idle,
+ * and the other communicator's kernels end only when that is aborted, too.  A group would not do:
+ * NCCL 2.19 has freed all when the call in it returns.
+ */
 void comm_nccl_abort(struct nccl *nccl)
 {
+    pthread_t threads[NCCL_USES];
+    bool has_thread[NCCL_USES] = {false};
+
     if (nccl->is_gone)
         return;
     nccl->is_gone = true;
-    /* In one group: it frees device memory, and that waits for what the other one still runs. */
-    (void)ncclGroupStart();
+    for (int use = 1; use < NCCL_USES; use++)
+        has_thread[use] =
+            nccl->comms[use] != NULL && comm_thread_start("shoal-abort", &threads[use], abort_one,
+                                                          nccl->comms[use]) == SHOAL_OK;
     for (int use = 0; use < NCCL_USES; use++)
-        if (nccl->comms[use] != NULL)
-            (void)ncclCommAbort(nccl->comms[use]); /* frees it, too */
-    (void)ncclGroupEnd();
+        if (nccl->comms[use] != NULL && !has_thread[use])
+            abort_one(nccl->comms[use]);
+    for (int use = 0; use < NCCL_USES; use++)
+        if (has_thread[use])
+            pthread_join(threads[use], NULL);
 }
 
 shoal_status comm_nccl_aborted(const struct nccl *nccl)

@@ -260,6 +260,18 @@ Test(comm_device, a_rank_that_issues_nothing_is_named_by_the_others)
     cr_assert_lt(seconds, 10.0);
 }
 
+/* Whose communicator is not the first to be aborted: the first waits for its work, too. */
+Test(comm_device, a_sum_that_one_rank_does_not_issue_is_aborted)
+{
+    if (!has_nccl())
+        cr_skip_test("a build without CUDA");
+    int code = run_worker(false, 3, 0, "tree", "nccl", "fake", "hang-sum", NULL);
+
+    expect(code, 69, "nccl: reduce-scatter (bulk operation 8, n = 1000) has begun and not ended");
+    expect(code, 69, "learned by 0: -4 ");
+    expect(code, 69, "learned by 2: -4 ");
+}
+
 Test(comm_device, an_error_that_nccl_reports_later_ends_the_run)
 {
     double seconds;
@@ -268,7 +280,8 @@ Test(comm_device, an_error_that_nccl_reports_later_ends_the_run)
         cr_skip_test("a build without CUDA");
     int code = run_worker(false, 3, 0, "tree", "nccl", "fake", "error", &seconds);
 
-    expect(code, 69, "nccl: all-gathers: remote process exited");
+    expect(code, 69, "nccl: all-gather"); /* of the call that meets it, or of the watch */
+    expect(code, 69, ": remote process exited");
     expect(code, 69, "said by the fake");
     cr_assert_lt(seconds, 10.0);
 }

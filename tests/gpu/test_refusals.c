@@ -221,7 +221,7 @@ Test(cuda_refusals, an_epilogue_that_never_runs_is_given_up)
 
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         imitate.refuse_runs = BOTH;
-        imitate.refuse_runs_with = cases[i].with;
+        imitate.refuse_runs_with = (int)cases[i].with;
         struct epilogues e = run_epilogues(0, &full);
 
         expect_said(e.plans, cases[i].said[0]);

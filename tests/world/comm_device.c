@@ -242,6 +242,8 @@ static shoal_status run_steps(const char *mode)
             SHOAL_TRY(misbehave(mode));
         if (!is_skipping || !is_victim)
             SHOAL_TRY(comm_all_gather(comm, out, comm_window_shared(comm), N_MAX, DTYPE_F32));
+        if (is_victim && strcmp(mode, "hang-sum") == 0)
+            sleep_seconds(60);
         SHOAL_TRY(comm_reduce_scatter(comm, comm_window_own(comm), (float *)(void *)out, 1000));
         if (!is_skipping)
             SHOAL_TRY(sync_comm());

@@ -23,8 +23,8 @@
  *   without asking finds his work out of order or refused.
  * - Sends and receives of a pair match in order and must agree in length.
  * - An operation whose peer does not come never ends, unless the communicator is aborted.
- * - To abort waits for the device, as it frees memory there: also for another communicator's work,
- *   unless both are aborted in one group.
+ * - To abort waits for the device, as it frees memory there: also for another communicator's work, and
+ *   also in a group, as up to NCCL 2.19 at least; later ones leave that to a thread of their own.
  * - Sealed, it connects no ranks that have not spoken on that communicator.
  * - Its reduce-scatter adds in the order of a line, so that it differs from the tree.
  *
@@ -76,8 +76,7 @@ struct ncclComm {
     bool has_met[MAX_RANKS]; /* whom it has spoken to; of the queue's thread */
 };
 
-static struct launch *group; /* open, or NULL */
-static bool aborts_in_group;
+static struct launch *group;                       /* open, or NULL */
 static char made[NCCL_USES][NCCL_UNIQUE_ID_BYTES]; /* files of this process' ids */
 static bool must_fail;
 static atomic_bool is_sealed;
@@ -303,11 +302,6 @@ ncclResult_t ncclGroupEnd(void)
     struct launch *launch = group;
 
     group = NULL;
-    if (aborts_in_group) {
-        fake_drain();
-        free(launch);
-        return ncclSuccess;
-    }
     if (launch == NULL || launch->comm == NULL)
         return ncclInvalidUsage;
     return launch_later(launch);
@@ -421,9 +415,7 @@ ncclResult_t ncclCommAbort(ncclComm_t comm)
     atomic_store(&comm->is_aborted, true);
     for (int use = 0; use < NCCL_USES; use++)
         unlink(made[use]);
-    aborts_in_group = group != NULL;
-    if (group == NULL)
-        fake_drain();
+    fake_drain();
     return ncclSuccess;
 }
 

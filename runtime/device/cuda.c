@@ -255,8 +255,9 @@ static shoal_status cuda_record_end(struct device *device, enum device_queue que
                          "end the recording of a queue"));
     shoal_status status = cuda_check(cudaGraphInstantiate(&exec, graph, 0), "make a graph");
     cudaGraphDestroy(graph);
+    SHOAL_TRY(status);
     *graph_out = (struct device_graph *)(void *)exec;
-    return status;
+    return SHOAL_OK;
 }
 
 static cudaGraphExec_t graph_of(struct device_graph *graph)

@@ -338,3 +338,26 @@ Test(cuda_refusals, the_yardstick_leaves_out_what_is_refused)
         cuda_rig_destroy(&rig);
     }
 }
+
+/* The least that calls promise, although the library saw other pointers when it was asked. */
+Test(cuda_refusals, operands_are_aligned_to_16_bytes_only)
+{
+    const struct linear_shape s = {.rows = 8, .in = 16, .out = 16, .dtype = DTYPE_BF16};
+    struct cuda_rig rig = cuda_rig_create(&full);
+    struct gpu gpu = {0};
+    bf16_t *p = gpu_new(&gpu, DTYPE_BF16, 2048);
+    bf16_t *at[7];
+    float *dbias = gpu_new(&gpu, DTYPE_F32, 64);
+
+    for (int i = 0; i < 7; i++)
+        at[i] = p + 256 * i + 8;
+    EXPECT_OK(op_linear_prepare(rig.ops, s));
+    EXPECT_OK(op_linear_gelu_prepare(rig.ops, s, true, s));
+    EXPECT_OK(op_linear(rig.ops, s, at[0], at[1], at[2], at[3], NULL));
+    EXPECT_OK(op_linear_gelu(rig.ops, s, at[0], at[1], at[2], at[3], at[4], NULL));
+    EXPECT_OK(op_linear_backward_input_gelu(rig.ops, s, at[0], at[1], at[2], at[3], NULL));
+    EXPECT_OK(op_linear_backward_weight(rig.ops, s, at[0], at[1], (float *)(void *)at[5], dbias + 4,
+                                        NULL));
+    gpu_free_all(&gpu);
+    cuda_rig_destroy(&rig);
+}

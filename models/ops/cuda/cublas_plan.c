@@ -58,15 +58,21 @@ static cublasLtEpilogue_t epilogue_of(const struct cublas_plan *plan)
                                                 : CUBLASLT_EPILOGUE_BIAS;
 }
 
-/* The heuristic reads the alignment of pointers; the pointers themselves come with each call. */
+/* The heuristic reads the alignment of pointers, and may choose what needs as much: the least that calls
+ * promise.  The pointers themselves come with each call. */
+static const void *any_pointer(const struct cublas *cublas)
+{
+    return (const char *)cublas->workspace + CUBLAS_ALIGNMENT_BYTES;
+}
+
 static shoal_status bias_describe(const struct cublas *cublas, struct cublas_plan *plan)
 {
     const int32_t type = (int32_t)type_of(plan->shape.out);
-    const void *aligned = cublas->workspace;
+    const void *pointer = any_pointer(cublas);
 
     SHOAL_TRY(set_product(plan->product, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type,
                           "set BIAS_DATA_TYPE"));
-    return set_product(plan->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &aligned, sizeof aligned,
+    return set_product(plan->product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &pointer, sizeof pointer,
                        "set BIAS_POINTER");
 }
 
@@ -75,12 +81,12 @@ static shoal_status bias_describe(const struct cublas *cublas, struct cublas_pla
 static shoal_status aux_describe(const struct cublas *cublas, struct cublas_plan *plan)
 {
     const int64_t ld = plan->shape.ldc;
-    const void *aligned = cublas->workspace;
+    const void *pointer = any_pointer(cublas);
 
     SHOAL_TRY(set_product(plan->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &ld, sizeof ld,
                           "set EPILOGUE_AUX_LD"));
-    return set_product(plan->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &aligned,
-                       sizeof aligned, "set EPILOGUE_AUX_POINTER");
+    return set_product(plan->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &pointer,
+                       sizeof pointer, "set EPILOGUE_AUX_POINTER");
 }
 
 static shoal_status product_create(const struct cublas *cublas, struct cublas_plan *plan)

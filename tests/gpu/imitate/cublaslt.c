@@ -261,6 +261,21 @@ static cublasStatus_t check(const struct product *p, const struct layout *a, con
     return imitate.refuse_product ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS;
 }
 
+static bool aligned(const void *p, size_t by)
+{
+    return p != NULL && (uintptr_t)p % by == 0;
+}
+
+/* What an algorithm may rely on, having seen the pointer. */
+static uint64_t alignment_of(const void *p)
+{
+    uint64_t by = 256;
+
+    while (p != NULL && !aligned(p, by))
+        by /= 2;
+    return by;
+}
+
 /* Of those that are offered the first has failed and the second wants too much workspace. */
 enum { OFFERED = 4, FIRST_ID = 40, FIRST_GOOD = 2 };
 
@@ -286,6 +301,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     memset(results, 0, OFFERED * sizeof *results);
     for (int i = 0; i < OFFERED; i++) {
         results[i].algo.data[0] = (uint64_t)(FIRST_ID + i);
+        results[i].algo.data[1] = alignment_of(product_of(product)->bias);
+        results[i].algo.data[2] = alignment_of(product_of(product)->aux);
         results[i].workspaceSize = i < FIRST_GOOD ? p->workspace + 1 : p->workspace;
     }
     results[0].state = CUBLAS_STATUS_NOT_SUPPORTED;
@@ -326,11 +343,6 @@ static double element(const struct layout *l, cublasOperation_t op, const void *
                       int64_t col)
 {
     return load(l->type, p, op == CUBLAS_OP_N ? col * l->ld + row : row * l->ld + col);
-}
-
-static bool aligned(const void *p, size_t by)
-{
-    return p != NULL && (uintptr_t)p % by == 0;
 }
 
 /* What a call takes of its descriptors, which the next call may change. */
@@ -448,7 +460,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t prod
     if (algorithm->data[0] < FIRST_ID + FIRST_GOOD || algorithm->data[0] >= FIRST_ID + OFFERED ||
         workspace_bytes < ((size_t)32 << 20) || !aligned(workspace, 256) || !aligned(A, 16) ||
         !aligned(B, 16) || !aligned(C, 16) || !aligned(D, 16) ||
-        (p->bias != NULL && !aligned(p->bias, 16)) || (p->aux != NULL && !aligned(p->aux, 16)))
+        (p->bias != NULL && !aligned(p->bias, algorithm->data[1])) ||
+        (p->aux != NULL && !aligned(p->aux, algorithm->data[2])))
         return CUBLAS_STATUS_INVALID_VALUE;
     if (is_refused(p, algorithm))
         return refuse();

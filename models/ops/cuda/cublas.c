@@ -261,8 +261,8 @@ static shoal_status try_plan(struct cublas *cublas, struct cublas_plan *plan,
         plan->was_run = refusal == CUBLAS_STATUS_SUCCESS;
         if (plan->was_run)
             return SHOAL_OK;
-        (void)
-            cudaGetLastError(); /* of a launch that was refused: not to be found by the next check */
+        /* Of a launch that was refused: the next check must not find it. */
+        (void)cudaGetLastError();
         SHOAL_TRY(cublas_plan_next(cublas, plan, refusal));
     }
     return SHOAL_OK;

@@ -307,6 +307,28 @@ Test(cuda_faults, graphs_keep_their_first_failure)
     cr_assert_eq(imitate.live_descriptors, 0);
 }
 
+/* ---- the device ---- */
+
+Test(cuda_faults, streams_and_events_are_given_back)
+{
+    struct device_event *from = NULL, *to = NULL;
+    struct device *device = NULL;
+    double seconds = 0.0;
+
+    EXPECT_OK(device_open("cuda", 0, &device));
+    EXPECT_OK(device->ops->event_create(device, &from));
+    EXPECT_OK(device->ops->event_create(device, &to));
+    EXPECT_OK(device->ops->event_record(device, from, QUEUE_COMM));
+    cr_assert_eq(device->ops->event_seconds(device, from, to, &seconds), SHOAL_ERR_UNAVAILABLE);
+    EXPECT_OK(device->ops->event_record(device, to, QUEUE_COMPUTE));
+    EXPECT_OK(device->ops->event_seconds(device, from, to, &seconds));
+    cr_assert(seconds > 0.0);
+    device->ops->event_destroy(device, from);
+    device->ops->event_destroy(device, to);
+    device_close(device);
+    cr_assert_eq(imitate.live_handles, 0);
+}
+
 /* ---- loading ---- */
 
 static shoal_status launch_one(struct device *device)

@@ -398,6 +398,7 @@ cudaError_t cudaMalloc(void **p, size_t n_bytes)
     /* The exact size, which aligned_alloc does not promise to take: sanitizers see the end. */
     const int error = posix_memalign(p, 256, n_bytes > 0 ? n_bytes : 1);
 
+    emulate_expect(open_recording == NULL, "memory is taken while work is recorded");
     if (error != 0)
         return cudaErrorMemoryAllocation;
     emulate_allocated += malloc_usable_size(*p);

@@ -437,7 +437,7 @@ static cublasStatus_t refuse(void)
 {
     imitate.refused++;
     imitate.broken = imitate.refusal_breaks;
-    imitate_leave_error((int)cudaErrorInvalidValue);
+    imitate_leave_error(cudaErrorInvalidValue);
     return imitate.refusal == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : (cublasStatus_t)imitate.refusal;
 }
 
@@ -454,9 +454,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t prod
     const cublasStatus_t status = check(p, a, b, c, d);
 
     (void)handle;
-    (void)stream;
     if (status != CUBLAS_STATUS_SUCCESS)
         return status;
+    if (imitate_stream_check(stream) != cudaSuccess)
+        return CUBLAS_STATUS_EXECUTION_FAILED;
     if (algorithm->data[0] < FIRST_ID + FIRST_GOOD || algorithm->data[0] >= FIRST_ID + OFFERED ||
         workspace_bytes < ((size_t)32 << 20) || !aligned(workspace, 256) || !aligned(A, 16) ||
         !aligned(B, 16) || !aligned(C, 16) || !aligned(D, 16) ||

@@ -61,8 +61,8 @@ cudnnStatus_t cudnnDestroy(cudnnHandle_t handle)
 cudnnStatus_t cudnnSetStream(cudnnHandle_t handle, cudaStream_t stream)
 {
     (void)handle;
-    (void)stream;
-    return CUDNN_STATUS_SUCCESS;
+    return imitate_stream_check(stream) == cudaSuccess ? CUDNN_STATUS_SUCCESS
+                                                       : CUDNN_STATUS_BAD_PARAM;
 }
 
 cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t type,

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cuda_runtime_api.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -38,9 +39,13 @@ struct imitate {
     int refused;          /* calls of cublasLtMatmul */
     bool broken;          /* the device, by refusal_breaks: whoever waits for it is told so */
     int live_descriptors; /* of cuBLASLt and cuDNN, handles included */
+    int live_handles;     /* streams and events */
 };
 
 extern struct imitate imitate;
 
-/* What the runtime's calls leave for cudaGetLastError, a cudaError_t. */
-void imitate_leave_error(int error);
+/* What the runtime's calls leave for cudaGetLastError. */
+void imitate_leave_error(cudaError_t error);
+
+/* What work in a stream meets: an error on the default one, or while the thread records another. */
+cudaError_t imitate_stream_check(cudaStream_t stream);

@@ -1,4 +1,10 @@
-/* The CUDA runtime beside what tests/gpu/emulate has: one device, one stream that runs at once. */
+/*
+ * The CUDA runtime beside what tests/gpu/emulate has: one device, whose streams do all at once.
+ *
+ * As strict as the real one, or more: nothing goes to the default stream, for which streams that do
+ * not block do not wait; to a thread that records a stream, what waits, what takes memory, events and
+ * other streams are refused; time is told between events that were recorded.
+ */
 #include "tests/gpu/emulate/emulate.h"
 #include "tests/gpu/imitate/imitate.h"
 
@@ -50,9 +56,9 @@ cudaError_t cudaMemGetInfo(size_t *left, size_t *total)
 
 static _Thread_local cudaError_t last_error;
 
-void imitate_leave_error(int error)
+void imitate_leave_error(cudaError_t error)
 {
-    last_error = (cudaError_t)error;
+    last_error = error;
 }
 
 cudaError_t cudaGetLastError(void)
@@ -68,10 +74,29 @@ const char *cudaGetErrorName(cudaError_t error)
     return error == cudaSuccess ? "cudaSuccess" : "cudaError";
 }
 
+/* ---- streams ---- */
+
+/* NULL: this thread records none. */
+static _Thread_local cudaStream_t recorded;
+
+static cudaError_t unless_recording(void)
+{
+    return recorded == NULL ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
+}
+
+cudaError_t imitate_stream_check(cudaStream_t stream)
+{
+    if (stream == NULL)
+        return cudaErrorInvalidResourceHandle;
+    return recorded == NULL || recorded == stream ? cudaSuccess : cudaErrorStreamCaptureIsolation;
+}
+
+/* ---- memory ---- */
+
 cudaError_t cudaHostAlloc(void **p, size_t n_bytes, unsigned flags)
 {
     (void)flags;
-    *p = malloc(n_bytes);
+    *p = recorded == NULL ? malloc(n_bytes) : NULL;
     return *p == NULL ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 
@@ -108,9 +133,9 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t n_bytes, enum cud
     const struct memory_call call = {.dst = dst, .src = src, .width = n_bytes, .height = 1};
 
     (void)kind;
-    (void)stream;
-    emulate_issue(run_memory, &call, sizeof call);
-    return cudaSuccess;
+    if (imitate_stream_check(stream) == cudaSuccess)
+        emulate_issue(run_memory, &call, sizeof call);
+    return imitate_stream_check(stream);
 }
 
 cudaError_t cudaMemset2DAsync(void *dst, size_t pitch, int value, size_t width, size_t height,
@@ -119,37 +144,27 @@ cudaError_t cudaMemset2DAsync(void *dst, size_t pitch, int value, size_t width, 
     const struct memory_call call = {
         .dst = dst, .value = value, .pitch = pitch, .width = width, .height = height};
 
-    (void)stream;
-    emulate_issue(run_memory, &call, sizeof call);
-    return cudaSuccess;
+    if (imitate_stream_check(stream) == cudaSuccess)
+        emulate_issue(run_memory, &call, sizeof call);
+    return imitate_stream_check(stream);
 }
 
 /* ---- graphs ---- */
 
-/* What waits, and what only says how things are, is refused to a thread that records. */
-static _Thread_local bool is_recording;
-
-static cudaError_t unless_recording(void)
-{
-    return is_recording ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
-}
-
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode)
 {
-    (void)stream;
-    if (is_recording || mode != cudaStreamCaptureModeThreadLocal)
+    if (stream == NULL || recorded != NULL || mode != cudaStreamCaptureModeThreadLocal)
         return cudaErrorIllegalState;
-    is_recording = true;
+    recorded = stream;
     emulate_record_begin();
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
 {
-    (void)stream;
-    if (!is_recording)
+    if (recorded == NULL || recorded != stream)
         return cudaErrorIllegalState;
-    is_recording = false;
+    recorded = NULL;
     *graph = (cudaGraph_t)(void *)emulate_record_end();
     return cudaSuccess;
 }
@@ -170,7 +185,8 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph)
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
 {
-    (void)stream;
+    if (stream == NULL || recorded != NULL)
+        return cudaErrorStreamCaptureUnsupported;
     emulate_replay((const struct emulate_recording *)(const void *)exec);
     imitate.replays++;
     return cudaSuccess;
@@ -182,13 +198,17 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
     return cudaSuccess;
 }
 
-/* ---- streams and events ---- */
+/* ---- queues and events ---- */
+
+struct event {
+    bool is_recorded;
+};
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags)
 {
-    (void)flags;
-    *stream = NULL;
-    return cudaSuccess;
+    *stream = (cudaStream_t)(void *)malloc(1);
+    imitate.live_handles++;
+    return flags == cudaStreamNonBlocking ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority)
@@ -199,53 +219,61 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, i
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
-    (void)stream;
+    imitate.live_handles--;
+    free(stream);
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
-    (void)stream;
+    if (stream == NULL)
+        return cudaErrorInvalidResourceHandle;
     return imitate.broken ? cudaErrorIllegalAddress : unless_recording();
+}
+
+static struct event *event_of(cudaEvent_t event)
+{
+    return (struct event *)(void *)event;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
 {
-    (void)stream;
-    (void)event;
-    (void)flags;
-    return cudaSuccess;
+    if (stream == NULL || event == NULL || flags != 0)
+        return cudaErrorInvalidResourceHandle;
+    return unless_recording();
 }
 
 cudaError_t cudaEventCreate(cudaEvent_t *event)
 {
-    *event = NULL;
+    *event = (cudaEvent_t)calloc(1, sizeof(struct event));
+    imitate.live_handles++;
     return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event)
 {
-    (void)event;
+    imitate.live_handles--;
+    free(event);
     return cudaSuccess;
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
-    (void)event;
-    (void)stream;
-    return cudaSuccess;
+    if (stream == NULL || event == NULL)
+        return cudaErrorInvalidResourceHandle;
+    event_of(event)->is_recorded = true;
+    return unless_recording();
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
-    (void)event;
-    return unless_recording();
+    return event == NULL ? cudaErrorInvalidResourceHandle : unless_recording();
 }
 
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to)
 {
-    (void)from;
-    (void)to;
+    if (from == NULL || to == NULL || !event_of(from)->is_recorded || !event_of(to)->is_recorded)
+        return cudaErrorInvalidResourceHandle;
     *ms = 1.0f;
-    return cudaSuccess;
+    return unless_recording();
 }

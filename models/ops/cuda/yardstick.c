@@ -1,6 +1,8 @@
 /* What `shoal bench` measures products against, and what is run before the first step. */
 #include "models/ops/cuda/cuda_internal.h"
 
+#include "runtime/base/log.h"
+
 #include <stdlib.h>
 
 enum { SWEEP_BYTES = 256 << 20 };
@@ -99,32 +101,46 @@ shoal_status ops_cuda_library_linear_seconds(struct ops *ops, struct linear_shap
     return status;
 }
 
+static shoal_status run_all(struct cuda_ops *cuda, void *zeros, size_t n_bytes)
+{
+    SHOAL_TRY(cuda->device->ops->zero(cuda->device, zeros, n_bytes));
+    SHOAL_TRY(cublas_run_all(cuda->cublas, zeros));
+    return cuda_attention_run_all(cuda, zeros);
+}
+
 /*
  * Run every product and attention once on zeros, all operands in one place, so that their kernels are
- * loaded before the first step.  Device memory that is too full for that is no error: the first step
- * loads them.
+ * loaded, and what the library refuses is replaced, before the first step.  Device memory that is too
+ * full for that is no error: the first step loads them, and a refusal ends it.
  */
-shoal_status ops_cuda_warm_up(struct ops *ops, size_t *own_bytes_out)
+static shoal_status run_once(struct cuda_ops *cuda)
 {
-    struct cuda_ops *cuda = cuda_of(ops);
     const size_t products = cublas_largest_operand(cuda->cublas);
     const size_t attention = cuda_attention_run_bytes(cuda);
     const size_t n_bytes = products > attention ? products : attention;
     size_t left = 0, total = 0;
     void *zeros = NULL;
 
+    if (n_bytes == 0)
+        return SHOAL_OK;
     SHOAL_TRY(cuda->device->ops->memory(cuda->device, &left, &total));
     /* Other ranks on this device may ask for the same memory now. */
-    if (n_bytes > 0 && n_bytes < left / 2 &&
-        cuda->device->ops->alloc(cuda->device, "warm-up", n_bytes, &zeros) == SHOAL_OK) {
-        shoal_status status = cuda->device->ops->zero(cuda->device, zeros, n_bytes);
-        if (status == SHOAL_OK)
-            status = cublas_run_all(cuda->cublas, zeros);
-        if (status == SHOAL_OK)
-            status = cuda_attention_run_all(cuda, zeros);
-        cuda->device->ops->free(cuda->device, zeros, n_bytes);
-        SHOAL_TRY(status);
+    if (n_bytes >= left / 2 ||
+        cuda->device->ops->alloc(cuda->device, "warm-up", n_bytes, &zeros) != SHOAL_OK) {
+        log_line("warn",
+                 "the device has no %.1f MiB to run products and attention before the first step, "
+                 "which then loads their kernels: ranks that wait for each other may stand still",
+                 (double)n_bytes / (1 << 20));
+        return SHOAL_OK;
     }
+    shoal_status status = run_all(cuda, zeros, n_bytes);
+    cuda->device->ops->free(cuda->device, zeros, n_bytes);
+    return status;
+}
+
+shoal_status ops_cuda_warm_up(struct ops *ops, size_t *own_bytes_out)
+{
+    SHOAL_TRY(run_once(cuda_of(ops)));
     *own_bytes_out = 0; /* of host memory */
     return SHOAL_OK;
 }

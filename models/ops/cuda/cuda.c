@@ -107,10 +107,11 @@ static shoal_status load_kernels(const struct device *device)
 
     if (status == SHOAL_OK || status == SHOAL_ERR_NOMEM)
         return status;
-    log_line("warn",
-             "kernels are not loaded before the first step, where ranks that wait for each other "
-             "may stand still (%s): CUDA_MODULE_LOADING=EAGER loads them",
-             shoal_last_error());
+    log_rank_line(
+        "warn",
+        "kernels are not loaded before the first step, where ranks that wait for each other "
+        "may stand still (%s): CUDA_MODULE_LOADING=EAGER loads them",
+        shoal_last_error());
     return SHOAL_OK;
 }
 

@@ -127,10 +127,11 @@ static shoal_status run_once(struct cuda_ops *cuda)
     /* Other ranks on this device may ask for the same memory now. */
     if (n_bytes >= left / 2 ||
         cuda->device->ops->alloc(cuda->device, "warm-up", n_bytes, &zeros) != SHOAL_OK) {
-        log_line("warn",
-                 "the device has no %.1f MiB to run products and attention before the first step, "
-                 "which then loads their kernels: ranks that wait for each other may stand still",
-                 (double)n_bytes / (1 << 20));
+        log_rank_line(
+            "warn",
+            "the device has no %.1f MiB to run products and attention before the first step, "
+            "which then loads their kernels: ranks that wait for each other may stand still",
+            (double)n_bytes / (1 << 20));
         return SHOAL_OK;
     }
     shoal_status status = run_all(cuda, zeros, n_bytes);

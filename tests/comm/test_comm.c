@@ -32,8 +32,7 @@ ParameterizedTest(struct world *world, comm, collectives_match_one_process_bit_f
     snprintf(per_host, sizeof per_host, "%d", world->per_host);
     int code = run_command(argv, 120, output, sizeof output, NULL);
 
-    cr_assert_eq(code, 0, "%d ranks, %d per host: exit %d\n%s", world->ranks, world->per_host, code,
-                 output);
+    cr_assert_eq(code, 0, "%s", run_report());
 }
 
 Test(comm, works_without_a_launcher)
@@ -42,7 +41,7 @@ Test(comm, works_without_a_launcher)
     const char *const argv[] = {SHOAL_BUILD_DIR "/world/comm_collectives", "0", NULL};
     int code = run_command(argv, 60, output, sizeof output, NULL);
 
-    cr_assert_eq(code, 0, "exit %d\n%s", code, output);
+    cr_assert_eq(code, 0, "%s", run_report());
 }
 
 Test(comm, ring_reduction_is_right_to_rounding)
@@ -52,7 +51,7 @@ Test(comm, ring_reduction_is_right_to_rounding)
                                 "0",      "ring", NULL};
     int code = run_command(argv, 120, output, sizeof output, NULL);
 
-    cr_assert_eq(code, 0, "exit %d\n%s", code, output);
+    cr_assert_eq(code, 0, "%s", run_report());
 }
 
 Test(comm, machines_that_share_no_memory_give_the_same_bits)
@@ -64,7 +63,7 @@ Test(comm, machines_that_share_no_memory_give_the_same_bits)
         "0",      NULL};
     int code = run_command(argv, 120, output, sizeof output, NULL);
 
-    cr_assert_eq(code, 0, "exit %d\n%s", code, output);
+    cr_assert_eq(code, 0, "%s", run_report());
 }
 
 Test(comm, a_call_that_ended_early_writes_to_its_callers_memory_no_more)
@@ -73,5 +72,5 @@ Test(comm, a_call_that_ended_early_writes_to_its_callers_memory_no_more)
     const char *const argv[] = {"mpirun", "-n", "2", SHOAL_BUILD_DIR "/world/comm_late", NULL};
     int code = run_command(argv, 60, output, sizeof output, NULL);
 
-    cr_assert_eq(code, 0, "exit %d\n%s", code, output);
+    cr_assert_eq(code, 0, "%s", run_report());
 }

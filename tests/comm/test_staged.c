@@ -20,7 +20,7 @@ static int run_worker(const char *ranks, const char *per_host, const char *mode,
 
 static void expect_line(const char *line)
 {
-    cr_assert_not_null(strstr(output, line), "no \"%s\" in\n%s", line, output);
+    cr_assert_not_null(strstr(output, line), "no \"%s\": %s", line, run_report());
 }
 
 /*
@@ -29,7 +29,7 @@ static void expect_line(const char *line)
  */
 Test(staged, copies_go_on_while_the_host_exchanges)
 {
-    cr_assert_eq(run_worker("2", "0", "lazy", NULL), 0, "%s", output);
+    cr_assert_eq(run_worker("2", "0", "lazy", NULL), 0, "%s", run_report());
     expect_line("gather FrFr"
                 "wxDFr"
                 "wxDFr"
@@ -50,9 +50,9 @@ Test(staged, gives_the_same_bits_however_late_the_queue_is, .timeout = 300)
     static const char *const modes[] = {"lazy", "eager", "mixed", "random"};
 
     for (int i = 0; i < 4; i++) {
-        cr_assert_eq(run_worker("2", "0", modes[i], NULL), 0, "%s: %s", modes[i], output);
-        cr_assert_eq(run_worker("3", "0", modes[i], NULL), 0, "%s: %s", modes[i], output);
-        cr_assert_eq(run_worker("4", "2", modes[i], NULL), 0, "%s: %s", modes[i], output);
+        cr_assert_eq(run_worker("2", "0", modes[i], NULL), 0, "%s", run_report());
+        cr_assert_eq(run_worker("3", "0", modes[i], NULL), 0, "%s", run_report());
+        cr_assert_eq(run_worker("4", "2", modes[i], NULL), 0, "%s", run_report());
     }
 }
 
@@ -65,10 +65,10 @@ Test(staged, a_copy_that_fails_ends_the_run_on_every_rank)
         char line[64];
         const int code = run_worker("2", "0", "lazy", copies[i]);
 
-        cr_assert_eq(code, 69, "exit %d\n%s", code, output);
+        cr_assert_eq(code, 69, "%s", run_report());
         snprintf(line, sizeof line, "learned by 1: -4 copy %s: the device refuses", copies[i]);
         expect_line(line);
         expect_line("learned by 0: -4 ");
-        cr_assert_null(strstr(output, "copies are left"), "%s", output);
+        cr_assert_null(strstr(output, "copies are left"), "%s", run_report());
     }
 }

@@ -239,23 +239,27 @@ err_release:
 
 /* ---- end ---- */
 
-/* After a failure: give the ranks of this host a moment to learn of it.  True if all did. */
-static bool wait_for_closing(const struct comm *comm, double limit_s)
+static bool is_closing_everywhere(const struct comm *comm)
+{
+    for (int h = 0; h < comm->host_count; h++)
+        if (h != comm->host && atomic_load(&comm->control_hosts[h].is_closing) == 0)
+            return false;
+    return comm_is_closing_here(comm);
+}
+
+/* After a failure: give the others a moment to learn of it.  True if all did. */
+static bool wait_for_closing(struct comm *comm, double limit_s)
 {
     const struct timespec nap = {.tv_nsec = 5 * 1000 * 1000};
     struct patience patience;
 
     patience_start(&patience);
-    do {
-        int n_closing = 0;
-
-        for (int l = 0; l < comm->local_size; l++)
-            n_closing += atomic_load(&comm->control_ranks[l].is_closing) != 0;
-        if (n_closing == comm->local_size)
-            return true;
+    while (!is_closing_everywhere(comm)) {
+        if (patience_spent(&patience) > limit_s)
+            return false;
         nanosleep(&nap, NULL);
-    } while (patience_spent(&patience) < limit_s);
-    return false;
+    }
+    return true;
 }
 
 /* The last meeting of a good run. */
@@ -268,21 +272,31 @@ static shoal_status close_together(struct comm *comm)
     return SHOAL_OK;
 }
 
-void comm_close(struct comm *comm, shoal_status status)
+/* Let everyone know, and what was printed so far through: the first to go may end them all. */
+static void close_after_failure(struct comm *comm, shoal_status status)
+{
+    comm_fail(comm, status);
+    comm_end_flush();
+    atomic_store(&comm->self->is_closing, 1);
+    if (comm->links != NULL)
+        comm_links_send(comm);
+}
+
+shoal_status comm_close(struct comm *comm, shoal_status status)
 {
     bool all_are_here = true;
 
     if (comm == NULL)
-        return;
+        return status;
     /* Before the last meeting: after it ranks leave, and nobody may take that for a death. */
     atomic_store(&comm->is_closing, true);
     if (status == SHOAL_OK) {
         comm_witness_dismiss(&comm->witness);
         status = close_together(comm);
     }
-    atomic_store(&comm->self->is_closing, 1);
     if (status != SHOAL_OK)
-        comm_fail(comm, status);
+        close_after_failure(comm, status);
+    atomic_store(&comm->self->is_closing, 1);
     bool has_stopped = comm->transport->stop == NULL || comm->transport->stop(comm, status);
 
     if (status != SHOAL_OK)
@@ -300,6 +314,7 @@ void comm_close(struct comm *comm, shoal_status status)
     comm_end_finalize(comm, status, FINALIZE_LIMIT_S);
     comm_witness_end(&comm->witness);
     release(comm);
+    return status;
 }
 
 void comm_fail(struct comm *comm, shoal_status status)

@@ -97,8 +97,12 @@ int comm_device_ranks(const struct comm *comm);
  * an error: all ranks learn it (as by comm_fail) and the call returns in bounded time without
  * waiting for silent peers; where it must end the process instead, it prints the failure first.
  * Frees the window.  Collective.
+ *
+ * Returns how the run ended: `status`, or, if that is SHOAL_OK, the failure of the last meeting
+ * (a peer that closed with an error, died or did not come), as the thread's last error.  A caller
+ * whose own work is done must still end as a failure then.  comm may be NULL: returns `status`.
  */
-void comm_close(struct comm *comm, shoal_status status);
+shoal_status comm_close(struct comm *comm, shoal_status status);
 
 int comm_rank(const struct comm *comm);
 int comm_size(const struct comm *comm);

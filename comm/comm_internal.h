@@ -151,17 +151,21 @@ struct control_host {
     _Alignas(CACHE_LINE) _Atomic uint64_t progress;
     _Atomic int32_t slowest_rank;
     _Atomic uint64_t slowest_calls;
-    struct note_cell note; /* of the slowest rank */
+    _Atomic uint32_t is_closing; /* all its ranks have come to comm_close */
+    struct note_cell note;       /* of the slowest rank */
 };
 
 enum board_state { BOARD_EMPTY, BOARD_WRITING, BOARD_SET };
+
+/* Whether a line about the failure has been printed on this host. */
+enum board_line { LINE_NONE, LINE_ON_ITS_WAY, LINE_TOLD };
 
 /* The first failure of the run that this host has learned of; never cleared. */
 struct board {
     _Atomic uint32_t state;
     int32_t status, rank;
-    bool is_death;            /* of a rank: the witness tells it */
-    _Atomic uint32_t is_told; /* a line about it has been printed on this host */
+    bool is_death;         /* of a rank: the witness tells it */
+    _Atomic uint32_t line; /* enum board_line */
     char text[BOARD_TEXT_BYTES];
 };
 
@@ -329,12 +333,16 @@ void comm_board_post_death(struct comm *comm, int rank, const char *text);
 
 /*
  * Print the failure, unless another rank of this host has: for those who end the process or know
- * of a rank that can print nothing, so that main's own line may never come.
+ * of a rank that can print nothing, so that main's own line may never come.  When this returns the
+ * line has left the rank that prints it (comm_end_flush).
  */
 void comm_board_tell(struct comm *comm);
 
 /* SHOAL_OK, or the failure on the board as the thread's own. */
 shoal_status comm_board_check(const struct comm *comm);
+
+/* All ranks of this host have come to comm_close. */
+bool comm_is_closing_here(const struct comm *comm);
 
 /* Sum of the notes and calls of every rank that this one can see. */
 uint64_t comm_progress_of_all(const struct comm *comm);
@@ -437,6 +445,14 @@ void comm_watch_life(int epoll, pid_t pid, int life_fd, int about, int fds_out[2
  * process ends with the status's exit code.
  */
 void comm_end_finalize(struct comm *comm, shoal_status status, double limit_s);
+
+#define FLUSH_LIMIT_S 1.0
+
+/*
+ * Wait, for FLUSH_LIMIT_S at most, until the launcher has taken what this process wrote to stderr.
+ * Its answer to MPI_Abort is to leave at once, with all that it has not read.
+ */
+void comm_end_flush(void);
 
 /* End all processes of the run at once with this status's exit code; does not return. */
 _Noreturn void comm_end_abort(shoal_status status);

@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 /*
  * The control area: a small block that the ranks of a host share, in this order:
@@ -103,7 +104,11 @@ uint64_t comm_progress_of_all(const struct comm *comm)
 
 /* ---- board ---- */
 
-static bool post(struct comm *comm, shoal_status status, int rank, bool is_death, const char *text)
+/* How this host comes to know of a failure. */
+enum source { FROM_HERE, FROM_ANOTHER_HOST, FROM_A_DEATH };
+
+static bool post(struct comm *comm, shoal_status status, int rank, enum source source,
+                 const char *text)
 {
     struct board *board = &comm->control->board;
     uint32_t empty = BOARD_EMPTY;
@@ -112,10 +117,16 @@ static bool post(struct comm *comm, shoal_status status, int rank, bool is_death
         return false;
     board->status = status;
     board->rank = rank;
-    board->is_death = is_death;
+    board->is_death = source == FROM_A_DEATH;
+    /* The machine that it comes from has told it. */
+    if (source == FROM_ANOTHER_HOST && !is_one_machine(comm))
+        atomic_store(&board->line, LINE_TOLD);
     snprintf(board->text, sizeof board->text, "%s", text);
     atomic_store_explicit(&board->state, BOARD_SET, memory_order_release);
     comm_futex_wake_all(&comm->control->generation, true);
+    /* Told before other machines learn of it, whose answer may be to end the run. */
+    if (source == FROM_HERE && !is_one_machine(comm))
+        comm_board_tell(comm);
     if (comm->links != NULL)
         comm_links_send(comm);
     return true;
@@ -123,30 +134,37 @@ static bool post(struct comm *comm, shoal_status status, int rank, bool is_death
 
 bool comm_board_post(struct comm *comm, shoal_status status, int rank, const char *text)
 {
-    bool is_first = post(comm, status, rank, false, text);
-
-    if (is_first && !is_one_machine(comm))
-        comm_board_tell(comm);
-    return is_first;
+    return post(comm, status, rank, FROM_HERE, text);
 }
 
 void comm_board_adopt(struct comm *comm, shoal_status status, int rank, const char *text)
 {
-    if (post(comm, status, rank, false, text) && !is_one_machine(comm))
-        atomic_store(&comm->control->board.is_told, 1);
+    post(comm, status, rank, FROM_ANOTHER_HOST, text);
 }
 
 void comm_board_post_death(struct comm *comm, int rank, const char *text)
 {
-    post(comm, SHOAL_ERR_UNAVAILABLE, rank, true, text);
+    post(comm, SHOAL_ERR_UNAVAILABLE, rank, FROM_A_DEATH, text);
 }
 
 void comm_board_tell(struct comm *comm)
 {
+    const struct timespec nap = {.tv_nsec = 1000 * 1000};
     struct board *board = &comm->control->board;
+    uint32_t none = LINE_NONE;
+    struct patience patience;
 
-    if (comm_board_is_set(comm) && !board->is_death && atomic_exchange(&board->is_told, 1) == 0)
+    if (!comm_board_is_set(comm) || board->is_death)
+        return;
+    if (atomic_compare_exchange_strong(&board->line, &none, LINE_ON_ITS_WAY)) {
         log_rank_line("failed", "%s", board->text);
+        comm_end_flush();
+        atomic_store(&board->line, LINE_TOLD);
+        return;
+    }
+    patience_start(&patience);
+    while (atomic_load(&board->line) != LINE_TOLD && patience_spent(&patience) < 2 * FLUSH_LIMIT_S)
+        nanosleep(&nap, NULL);
 }
 
 bool comm_board_is_set(const struct comm *comm)
@@ -159,6 +177,14 @@ shoal_status comm_board_check(const struct comm *comm)
     if (!comm_board_is_set(comm))
         return SHOAL_OK;
     return fail_adopt((shoal_status)comm->control->board.status, comm->control->board.text);
+}
+
+bool comm_is_closing_here(const struct comm *comm)
+{
+    for (int l = 0; l < comm->local_size; l++)
+        if (atomic_load(&comm->control_ranks[l].is_closing) == 0)
+            return false;
+    return true;
 }
 
 /* ---- calls ---- */

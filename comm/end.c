@@ -4,7 +4,10 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 /*
@@ -36,10 +39,30 @@ static void arm_alarm(int exit_code, unsigned seconds)
     alarm(seconds);
 }
 
+/*
+ * mpirun reads a rank's pipe and its request to abort in one loop, in any order; whoever asks after
+ * the pipe is empty is asking later.
+ */
+void comm_end_flush(void)
+{
+    const struct timespec nap = {.tv_nsec = 1000 * 1000};
+    struct patience patience;
+    struct stat info;
+    int n_unread = 0;
+
+    if (fstat(STDERR_FILENO, &info) != 0 || !S_ISFIFO(info.st_mode))
+        return;
+    patience_start(&patience);
+    while (ioctl(STDERR_FILENO, FIONREAD, &n_unread) == 0 && n_unread > 0 &&
+           patience_spent(&patience) < FLUSH_LIMIT_S)
+        nanosleep(&nap, NULL);
+}
+
 _Noreturn void comm_end_abort(shoal_status status)
 {
     int exit_code = shoal_exit_code(status);
 
+    comm_end_flush();
     arm_alarm(exit_code, 1);
     MPI_Abort(MPI_COMM_WORLD, exit_code);
     _exit(exit_code);

@@ -31,6 +31,7 @@ struct beat {
     uint64_t slowest_calls;
     int32_t slowest_rank;
     int32_t failure_status, failure_rank; /* status 0: none */
+    int32_t is_closing;                   /* all ranks of the host have come to comm_close */
     struct note note;
     char text[BOARD_TEXT_BYTES];
 };
@@ -152,6 +153,7 @@ static void fill_beat(const struct comm *comm, struct beat *beat)
     uint64_t slowest = UINT64_MAX;
     int slowest_local = 0;
 
+    beat->is_closing = comm_is_closing_here(comm);
     for (int l = 0; l < comm->local_size; l++) {
         uint64_t calls = atomic_load(&comm->control_ranks[l].calls);
 
@@ -204,6 +206,8 @@ static void take_in(struct comm *comm, struct beat *beat)
         beat->text[BOARD_TEXT_BYTES - 1] = '\0';
         comm_board_adopt(comm, (shoal_status)beat->failure_status, beat->failure_rank, beat->text);
     }
+    if (beat->is_closing)
+        atomic_store(&host->is_closing, 1);
     if (beat->number <= state->number)
         return; /* late or from a rank that does not lead */
     state->number = beat->number;

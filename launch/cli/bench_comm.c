@@ -145,7 +145,7 @@ static shoal_status run_bench_comm(const struct command_line *line)
         status = run_sizes(&bench, mib);
     }
     fflush(stdout);
-    comm_close(bench.comm, status);
+    status = comm_close(bench.comm, status);
     pool_destroy(bench.pool);
     return status;
 }

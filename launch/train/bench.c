@@ -332,6 +332,5 @@ shoal_status train_bench(const struct bench_params *params)
     shoal_status status = prepare(trainer);
     if (status == SHOAL_OK)
         status = measure(trainer, params);
-    train_close(trainer, status);
-    return status;
+    return train_close(trainer, status);
 }

@@ -244,14 +244,14 @@ struct trainer {
 };
 
 /*
- * trainer.c: a run's parts, in the order of opening; train_close undoes all of them.  The first two
- * are Collective.
+ * trainer.c: a run's parts, in the order of opening; train_close undoes all of them and returns how
+ * the run ended (comm_close).  The first two and train_close are Collective.
  */
 shoal_status train_open(const struct config *config, struct trainer **trainer_out);
 shoal_status train_open_compute(struct trainer *trainer);
 shoal_status train_build(struct trainer *trainer);
 shoal_status train_one_step(struct trainer *trainer, int64_t step, double *lr_out);
-void train_close(struct trainer *trainer, shoal_status status);
+shoal_status train_close(struct trainer *trainer, shoal_status status);
 
 /* setup.c: from config to policy and parts. */
 shoal_status setup_model_config(const struct config *config, struct model_config *out);

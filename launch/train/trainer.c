@@ -393,14 +393,14 @@ shoal_status train_open(const struct config *config, struct trainer **trainer_ou
     return SHOAL_OK;
 }
 
-void train_close(struct trainer *trainer, shoal_status status)
+shoal_status train_close(struct trainer *trainer, shoal_status status)
 {
     if (status != SHOAL_OK)
         comm_fail(trainer->comm, status);
     metrics_close(trainer->metrics);
     ckpt_store_close(trainer->store);
     /* Before the memory goes: after a failure a transport may still be at work on it. */
-    comm_close(trainer->comm, status);
+    status = comm_close(trainer->comm, status);
     sched_destroy(trainer->step);
     sched_destroy(trainer->eval);
     sched_destroy(trainer->decode);
@@ -416,6 +416,7 @@ void train_close(struct trainer *trainer, shoal_status status)
     device_close(trainer->device);
     pool_destroy(trainer->pool);
     free(trainer);
+    return status;
 }
 
 shoal_status train_run(const struct train_params *params)
@@ -425,6 +426,5 @@ shoal_status train_run(const struct train_params *params)
     signals_install();
     SHOAL_TRY(train_open(params->config, &trainer));
     shoal_status status = run(trainer, params->dry_run);
-    train_close(trainer, status);
-    return status;
+    return train_close(trainer, status);
 }

@@ -131,7 +131,7 @@ int main(int argc, char **argv)
         status = job(comm, argv);
         if (status != SHOAL_OK)
             fprintf(stderr, "rank %d: %s\n", comm_rank(comm), shoal_last_error());
-        comm_close(comm, status);
+        status = comm_close(comm, status);
     }
     return shoal_exit_code(status);
 }

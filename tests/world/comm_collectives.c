@@ -337,6 +337,6 @@ int main(int argc, char **argv)
     status = run_all(comm, params.ranks_per_host);
     if (status != SHOAL_OK)
         log_failure(shoal_exit_code(status));
-    comm_close(comm, status);
+    status = comm_close(comm, status);
     return status == SHOAL_OK ? 0 : 1;
 }

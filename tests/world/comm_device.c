@@ -1,5 +1,6 @@
 #include "comm/comm.h"
 #include "comm/nccl/tree_layout.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 #include "tests/tolerance.h"
 #include "tests/world/comm_values.h"
@@ -208,6 +209,7 @@ static void sleep_seconds(double seconds)
 
 static shoal_status misbehave(const char *mode)
 {
+    fprintf(stderr, "fault at %.6f\n", clock_seconds());
     if (strcmp(mode, "kill") == 0)
         raise(SIGKILL);
     if (strcmp(mode, "stop") == 0)
@@ -323,7 +325,7 @@ int main(int argc, char **argv)
         status = fault != NULL ? run_steps(fault) : run_all();
     if (status != SHOAL_OK)
         fprintf(stderr, "learned by %d: %d %s\n", rank, (int)status, shoal_last_error());
-    comm_close(comm, status);
+    status = comm_close(comm, status);
     release_memory(status);
     if (status == SHOAL_OK)
         device_close(device);

@@ -1,7 +1,9 @@
 #include "comm/comm.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,8 +13,8 @@
 
 /*
  * Worker: steps of collectives in which something goes wrong on rank VICTIM at step 3.
- * Usage: comm_faults MODE RANKS_PER_HOST TIMEOUT_S.  Prints what it learns and returns the
- * status's exit code, as the trainer does.
+ * Usage: comm_faults MODE RANKS_PER_HOST TIMEOUT_S.  Prints when that was and what it learns, and
+ * returns the status's exit code, as the trainer does.
  */
 enum { VICTIM = 1, BAD_STEP = 3, STEPS = 6 };
 
@@ -24,19 +26,47 @@ static void sleep_seconds(double seconds)
     nanosleep(&t, NULL);
 }
 
-/* A child stops this process for a while, as a debugger or a batch system would. */
-static void stop_for(double seconds)
-{
-    pid_t parent = getpid();
+/* One line in one write, so that the ranks' lines do not mix. */
+static void say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+static void say(const char *fmt, ...)
+{
+    char line[2048];
+    va_list args;
+
+    va_start(args, fmt);
+    int n = vsnprintf(line, sizeof line, fmt, args);
+    va_end(args);
+    (void)!write(STDERR_FILENO, line, n < (int)sizeof line ? (size_t)n : sizeof line - 1);
+}
+
+/* A child stops a process for a while, as a debugger or a batch system would. */
+static void stop_soon(pid_t pid, double seconds)
+{
     if (fork() == 0) {
         sleep_seconds(0.1);
-        kill(parent, SIGSTOP);
+        kill(pid, SIGSTOP);
         sleep_seconds(seconds);
-        kill(parent, SIGCONT);
+        kill(pid, SIGCONT);
         _exit(0);
     }
     sleep_seconds(0.3);
+}
+
+/* The launcher itself; the parent of a rank is its process on this machine. */
+static pid_t launcher(void)
+{
+    char path[64];
+    int pid = 0;
+
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)getppid());
+    FILE *file = fopen(path, "r");
+
+    if (file == NULL || fscanf(file, "%*d %*s %*c %d", &pid) != 1 || pid <= 1)
+        say("no launcher\n");
+    if (file != NULL)
+        fclose(file);
+    return pid > 1 ? pid : getpid();
 }
 
 /* The only child of a rank is its witness. */
@@ -59,8 +89,10 @@ static shoal_status misbehave(struct comm *comm, const char *mode)
 {
     bool is_victim = comm_rank(comm) == VICTIM;
 
+    if (is_victim)
+        say("fault at %.6f\n", clock_seconds());
     if (strcmp(mode, "freeze") == 0)
-        stop_for(3.0);
+        stop_soon(getpid(), 3.0);
     if (strcmp(mode, "late") == 0 && !is_victim)
         sleep_seconds(60);
     if (strcmp(mode, "witness") == 0)
@@ -72,12 +104,17 @@ static shoal_status misbehave(struct comm *comm, const char *mode)
     if (strcmp(mode, "stop") == 0)
         raise(SIGSTOP);
     if (strcmp(mode, "pause") == 0)
-        stop_for(0.8);
+        stop_soon(getpid(), 0.8);
+    /* They take what is printed, and orders to end the run, only later, and then at once. */
+    if (strcmp(mode, "deaf") == 0)
+        stop_soon(getppid(), 0.6);
+    if (strcmp(mode, "deaf-launcher") == 0)
+        stop_soon(launcher(), 0.6);
     if (strcmp(mode, "hang") == 0)
         sleep_seconds(60);
     if (strcmp(mode, "mismatch") == 0)
         return comm_barrier(comm);
-    if (strcmp(mode, "fail") == 0 || strcmp(mode, "late") == 0)
+    if (strcmp(mode, "fail") == 0 || strcmp(mode, "late") == 0 || strncmp(mode, "deaf", 4) == 0)
         return fail(SHOAL_ERR_IO, "disk is full");
     for (int i = 0; strcmp(mode, "slow") == 0 && i < 15; i++) {
         sleep_seconds(0.2);
@@ -99,6 +136,8 @@ static shoal_status run_steps(struct comm *comm, const char *mode)
         if (sum != comm_size(comm))
             return fail(SHOAL_ERR_INTERNAL, "step %d: %lld ranks counted", step, (long long)sum);
     }
+    if (strcmp(mode, "last") == 0 && comm_rank(comm) == VICTIM)
+        return fail(SHOAL_ERR_IO, "disk is full");
     return SHOAL_OK;
 }
 
@@ -122,13 +161,11 @@ int main(int argc, char **argv)
 
     log_init(rank, LOG_NORMAL);
     status = run_steps(comm, argv[1]);
-    /* One line in one write, so that the ranks' lines do not mix. */
-    char line[2048];
-    int n = snprintf(line, sizeof line, "learned by %d: %d %s\n", rank, (int)status,
-                     status != SHOAL_OK ? shoal_last_error() : "");
-
-    (void)!write(STDERR_FILENO, line, n < (int)sizeof line ? (size_t)n : sizeof line - 1);
-    comm_close(comm, status);
+    say("learned by %d: %d %s\n", rank, (int)status, status != SHOAL_OK ? shoal_last_error() : "");
+    status = comm_close(comm, status);
+    if (strcmp(argv[1], "last") == 0)
+        say("ended by %d: %d %s\n", rank, (int)status,
+            status != SHOAL_OK ? shoal_last_error() : "");
     if (status != SHOAL_OK && rank == 0)
         log_failure(shoal_exit_code(status));
     return shoal_exit_code(status);

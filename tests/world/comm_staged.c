@@ -292,7 +292,7 @@ int main(int argc, char **argv)
         status = run(device);
     if (status != SHOAL_OK)
         fprintf(stderr, "learned by %d: %d %s\n", rank, (int)status, shoal_last_error());
-    comm_close(comm, status);
+    status = comm_close(comm, status);
     free(host);
     device_close(device);
     return shoal_exit_code(status);

@@ -20,14 +20,28 @@ void exec_use_graphs(struct schedule *sched)
 
 shoal_status exec_prepare(struct schedule *sched)
 {
+    shoal_status status;
+
     if (sched->begin != NULL)
         return SHOAL_OK;
     sched->begin = calloc((size_t)sched->n_ops + 1, sizeof *sched->begin);
     sched->end = calloc((size_t)sched->n_ops + 1, sizeof *sched->end);
-    if (sched->begin == NULL || sched->end == NULL)
-        return fail(SHOAL_ERR_NOMEM, "schedule %s: cannot allocate %d operation times", sched->name,
-                    sched->n_ops);
-    return sched->device == NULL ? SHOAL_OK : queues_prepare(sched);
+    if (sched->begin == NULL || sched->end == NULL) {
+        status = fail(SHOAL_ERR_NOMEM, "schedule %s: cannot allocate %d operation times",
+                      sched->name, sched->n_ops);
+        goto err_free;
+    }
+    if (sched->device != NULL)
+        SHOAL_TRY_GOTO(queues_prepare(sched), err_release);
+    return SHOAL_OK;
+
+err_release:
+    queues_release(sched);
+err_free:
+    free(sched->begin);
+    free(sched->end);
+    sched->begin = sched->end = NULL;
+    return status;
 }
 
 /* "reduce block.3 2: " */

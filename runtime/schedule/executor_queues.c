@@ -73,6 +73,9 @@ void queues_release(struct schedule *sched)
     free(sched->begun);
     free(sched->ended);
     free(sched->graphs);
+    sched->begun = sched->ended = NULL;
+    sched->graphs = NULL;
+    sched->origin = NULL;
 }
 
 /* Per queue the latest dependency of an operation; -1: none. */

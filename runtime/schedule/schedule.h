@@ -199,7 +199,10 @@ void exec_use_device(struct schedule *sched, struct device *device);
  */
 void exec_use_graphs(struct schedule *sched);
 
-/* Allocate what a run needs (times and events per operation); once, before the first step. */
+/*
+ * Allocate what a run needs (times and events per operation); once, before the first step.  After a
+ * failure nothing is prepared: the next call, or exec_run, tries again.
+ */
 shoal_status exec_prepare(struct schedule *sched);
 
 /*

@@ -22,6 +22,17 @@ static int slots[SLOTS];
 static bool steady; /* of the operations that are appended */
 static uint64_t memory[SLOTS];
 
+/* The library's and the device's: of the next ones the last of so many fails; 0: none. */
+static int calloc_fails_in;
+
+void *__real_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+
+void *__wrap_calloc(size_t n, size_t size)
+{
+    return calloc_fails_in > 0 && --calloc_fails_in == 0 ? NULL : __real_calloc(n, size);
+}
+
 static void setup(void)
 {
     cr_assert_eq(plan_create(&plan), SHOAL_OK);
@@ -269,6 +280,51 @@ Test(executor, reports_an_operation_that_cannot_be_recorded)
     cr_assert_eq(exec_run(sched), SHOAL_OK);
     cr_assert_eq(exec_run(sched), SHOAL_ERR_UNAVAILABLE);
     cr_assert_str_eq(shoal_last_error(), "forward 3: this cannot be recorded");
+}
+
+/* Times, tables of events and graphs, then the events themselves. */
+Test(executor, a_preparation_that_failed_is_none)
+{
+    int a[] = {0}, b[] = {1, 0}, n = 0;
+    shoal_status status = SHOAL_ERR_NOMEM;
+
+    device = fake_device_open(12);
+    append(0, LANE_COMPUTE, false, a, 1, 1);
+    append(1, LANE_COMM, false, b, 2, 1);
+    exec_use_device(sched, device);
+    while (status != SHOAL_OK) {
+        calloc_fails_in = ++n;
+        status = exec_prepare(sched);
+        if (status == SHOAL_OK)
+            break;
+        cr_assert_eq(status, SHOAL_ERR_NOMEM);
+        cr_assert_eq(exec_lane_seconds(sched, LANE_COMM), 0);
+        calloc_fails_in = n;
+        cr_assert_eq(exec_prepare(sched), SHOAL_ERR_NOMEM, "call %d fails once only", n);
+        calloc_fails_in = n;
+        cr_assert_eq(exec_run(sched), SHOAL_ERR_NOMEM, "run after failure %d", n);
+    }
+    calloc_fails_in = 0;
+    cr_assert_eq(n, 1 + 2 + 3 + 1 + 4);
+    cr_assert_eq(exec_run(sched), SHOAL_OK);
+    cr_assert_gt(exec_span_seconds(sched), 0);
+}
+
+Test(executor, a_preparation_that_failed_can_be_made_good)
+{
+    uint64_t difference[SLOTS];
+
+    device = fake_device_open(13);
+    random_schedule(13);
+    exec_use_device(sched, device);
+    for (int n = 1; n < 20; n += 3) {
+        calloc_fails_in = n;
+        cr_assert_eq(exec_prepare(sched), SHOAL_ERR_NOMEM);
+    }
+    cr_assert_eq(exec_prepare(sched), SHOAL_OK);
+    run_and_compare(2, difference);
+    for (int i = 0; i < SLOTS; i++)
+        cr_assert_eq(difference[i], 0, "slot %d", i);
 }
 
 struct span {

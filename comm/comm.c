@@ -90,23 +90,13 @@ static shoal_status mpi_start(struct comm *comm)
     name_library(comm->library, sizeof comm->library);
     comm->world = MPI_COMM_WORLD;
     MPI_Comm_set_errhandler(comm->world, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(comm->world, &comm->rank);
+    MPI_Comm_size(comm->world, &comm->size);
     if (provided < MPI_THREAD_MULTIPLE)
         return fail(SHOAL_ERR_UNAVAILABLE,
                     "%s gives thread level %d, expected MPI_THREAD_MULTIPLE (%d)", comm->library,
                     provided, MPI_THREAD_MULTIPLE);
     return SHOAL_OK;
-}
-
-/* All ranks proceed or none: the failure of any is the failure of all. */
-static shoal_status agree_by_mpi(const struct comm *comm, shoal_status status)
-{
-    int own = status != SHOAL_OK, failures = 0;
-
-    SHOAL_TRY(comm_mpi_check(MPI_Allreduce(&own, &failures, 1, MPI_INT, MPI_SUM, comm->world),
-                             "agree on the start"));
-    if (status != SHOAL_OK || failures == 0)
-        return status;
-    return fail(SHOAL_ERR_UNAVAILABLE, "%d other ranks could not start", failures);
 }
 
 static shoal_status open_control(struct comm *comm)
@@ -126,7 +116,7 @@ static shoal_status open_control(struct comm *comm)
                         : comm_memory_attach("shoal-control",
                                              comm->ranks[leader_of(comm, comm->host)].pid, fd,
                                              n_bytes, &comm->control_memory);
-    SHOAL_TRY(agree_by_mpi(comm, status));
+    SHOAL_TRY(comm_mpi_agree(comm, status));
     comm_control_bind(comm);
     return SHOAL_OK;
 }
@@ -174,7 +164,7 @@ static shoal_status connect_ranks(struct comm *comm, int ranks_per_host)
     int socket_fd = -1;
 
     shoal_status status = comm_links_socket(&socket_fd, &port);
-    SHOAL_TRY_GOTO(agree_by_mpi(comm, status), err_close);
+    SHOAL_TRY_GOTO(comm_mpi_agree(comm, status), err_close);
     SHOAL_TRY_GOTO(comm_topology_discover(comm, ranks_per_host, port), err_close);
     comm->token = ((uint64_t)getpid() << 32) ^ (uint64_t)(clock_wall() * 1e6);
     SHOAL_TRY_GOTO(
@@ -182,14 +172,15 @@ static shoal_status connect_ranks(struct comm *comm, int ranks_per_host)
                        "share the run's token"),
         err_close);
     SHOAL_TRY_GOTO(open_control(comm), err_close);
-    comm_witness_brief(&comm->witness, comm);
     comm->spins = choose_spins(comm);
     status = allocate(comm);
-    SHOAL_TRY_GOTO(agree_by_mpi(comm, status), err_close);
+    SHOAL_TRY_GOTO(comm_mpi_agree(comm, status), err_close);
     MPI_Comm_free(&comm->local);
     status = start_threads(comm, &socket_fd);
     /* The last MPI call of this thread: from here on only the communication thread makes them. */
-    status = agree_by_mpi(comm, status);
+    SHOAL_TRY_GOTO(comm_mpi_agree(comm, status), err_close);
+    /* Now that all ranks stay: after a failed start they leave, and that is no death. */
+    comm_witness_brief(&comm->witness, comm);
 
 err_close:
     if (socket_fd >= 0)
@@ -239,10 +230,12 @@ err_release:
 
 /* ---- end ---- */
 
+/* A host that was never heard cannot be heard now. */
 static bool is_closing_everywhere(const struct comm *comm)
 {
     for (int h = 0; h < comm->host_count; h++)
-        if (h != comm->host && atomic_load(&comm->control_hosts[h].is_closing) == 0)
+        if (h != comm->host && atomic_load(&comm->control_hosts[h].progress) > 0 &&
+            atomic_load(&comm->control_hosts[h].is_closing) == 0)
             return false;
     return comm_is_closing_here(comm);
 }

@@ -72,7 +72,8 @@ struct comm_params {
 
 /*
  * Start MPI (a singleton without mpirun), find hosts, start the communication and watchdog
- * threads.  Call once per process, early: arms PR_SET_PDEATHSIG first.  Collective.
+ * threads.  Call once per process, early: arms PR_SET_PDEATHSIG first.  A failure of one rank is that
+ * of all, with its message, as from comm_agree.  Collective.
  */
 shoal_status comm_open(const struct comm_params *params, struct comm **comm_out);
 

@@ -302,9 +302,15 @@ static inline char *window_own(const struct comm *comm, int local_rank)
 
 /* ---- topology.c ---- */
 
-/* Fill rank, size, ranks, local and host numbers and the communicators.  Collective, uses MPI. */
+/* Fill ranks, local and host numbers and the communicators.  Collective, uses MPI. */
 shoal_status comm_topology_discover(struct comm *comm, int ranks_per_host, uint16_t port);
 shoal_status comm_mpi_check(int error, const char *what);
+
+/*
+ * comm_agree for the start, by MPI itself; needs rank and size alone: the failure of the lowest
+ * failing rank is that of all.  Collective.
+ */
+shoal_status comm_mpi_agree(const struct comm *comm, shoal_status status);
 
 /* ---- control.c ---- */
 

@@ -19,6 +19,38 @@ shoal_status comm_mpi_check(int error, const char *what)
     return fail(SHOAL_ERR_UNAVAILABLE, "%s: MPI: %s", what, text);
 }
 
+/* What the lowest failing rank tells. */
+struct start_failure {
+    int32_t status;
+    char host_name[HOST_NAME_BYTES];
+    char text[BOARD_TEXT_BYTES];
+};
+
+static void name_host(char out[HOST_NAME_BYTES])
+{
+    if (gethostname(out, HOST_NAME_BYTES) != 0)
+        snprintf(out, HOST_NAME_BYTES, "unknown host");
+    out[HOST_NAME_BYTES - 1] = '\0';
+}
+
+shoal_status comm_mpi_agree(const struct comm *comm, shoal_status status)
+{
+    struct start_failure failure = {.status = status};
+    int own = status == SHOAL_OK ? comm->size : comm->rank, lowest = 0;
+
+    SHOAL_TRY(comm_mpi_check(MPI_Allreduce(&own, &lowest, 1, MPI_INT, MPI_MIN, comm->world),
+                             "agree on the start"));
+    if (lowest == comm->size)
+        return SHOAL_OK;
+    name_host(failure.host_name);
+    snprintf(failure.text, sizeof failure.text, "%s", shoal_last_error());
+    SHOAL_TRY(
+        comm_mpi_check(MPI_Bcast(&failure, (int)sizeof failure, MPI_BYTE, lowest, comm->world),
+                       "tell why the start failed"));
+    fail_adopt((shoal_status)failure.status, failure.text);
+    return fail_context((shoal_status)failure.status, "rank %d (%s)", lowest, failure.host_name);
+}
+
 /*
  * The number of ranks that form a "host" of the collectives: all, if they are on one machine; else
  * the largest power of two such that aligned blocks of that many ranks lie on one machine each.
@@ -75,22 +107,25 @@ static shoal_status describe_self(struct comm *comm, int ranks_per_host, uint16_
                                 .life_fd = comm->witness.life[0],
                                 .port = port};
     self->n_addresses = comm_links_addresses(self->addresses, MAX_ADDRESSES);
-    if (gethostname(self->host_name, sizeof self->host_name) != 0)
-        snprintf(self->host_name, sizeof self->host_name, "unknown host");
-    self->host_name[HOST_NAME_BYTES - 1] = '\0';
+    name_host(self->host_name);
     return SHOAL_OK;
 }
 
 shoal_status comm_topology_discover(struct comm *comm, int ranks_per_host, uint16_t port)
 {
     struct rank_entry self;
+    shoal_status status = SHOAL_OK;
 
-    MPI_Comm_rank(comm->world, &comm->rank);
-    MPI_Comm_size(comm->world, &comm->size);
     SHOAL_TRY(describe_self(comm, ranks_per_host, port, &self));
     comm->ranks = calloc((size_t)comm->size, sizeof *comm->ranks);
     if (comm->ranks == NULL)
-        return fail(SHOAL_ERR_NOMEM, "table of %d ranks: out of memory", comm->size);
+        status = fail(SHOAL_ERR_NOMEM, "table of %d ranks: out of memory", comm->size);
+    status = comm_mpi_agree(comm, status);
+    if (status != SHOAL_OK) {
+        free(comm->ranks);
+        comm->ranks = NULL; /* on every rank: it chooses how to end */
+        return status;
+    }
     SHOAL_TRY(comm_mpi_check(MPI_Allgather(&self, (int)sizeof self, MPI_BYTE, comm->ranks,
                                            (int)sizeof self, MPI_BYTE, comm->world),
                              "exchange the table of ranks"));

@@ -4,6 +4,7 @@
 #include <criterion/parameterized.h>
 
 #include <stdio.h>
+#include <string.h>
 
 /* Ranks, and ranks per virtual host (0: all on one). */
 struct world {
@@ -73,4 +74,44 @@ Test(comm, a_call_that_ended_early_writes_to_its_callers_memory_no_more)
     int code = run_command(argv, 60, output, sizeof output, NULL);
 
     cr_assert_eq(code, 0, "%s", run_report());
+}
+
+/* Every rank tells the same, whichever of them main prints. */
+Test(comm, a_start_that_fails_on_one_rank_fails_on_all_and_says_why)
+{
+    static const struct {
+        const char *part, *rank, *per_host, *message;
+    } parts[] = {
+        {"socket", "1", "0", "socket: refused"},
+        {"ranks", "2", "0", "table of 3 ranks: out of memory"},
+        {"make", "0", "0", "make: refused"},
+        {"attach", "2", "0", "attach: refused"},
+        {"links", "1", "1", "links: refused"},
+        {"wire", "2", "1", "wire: refused"},
+        {"watchdog", "1", "0", "watchdog: refused"},
+        {"watchdog", "2", "1", "watchdog: refused"},
+    };
+    char output[8192], prefix[32];
+
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        const char *const argv[] = {"mpirun",
+                                    "-n",
+                                    "3",
+                                    SHOAL_BUILD_DIR "/world/comm_start",
+                                    parts[i].part,
+                                    parts[i].rank,
+                                    parts[i].per_host,
+                                    NULL};
+        int code = run_command(argv, 60, output, sizeof output, NULL);
+
+        cr_assert_eq(code, 71, "%s", run_report());
+        for (int rank = 0; rank < 3; rank++) {
+            snprintf(prefix, sizeof prefix, "learned by %d: -6 rank %s (", rank, parts[i].rank);
+            const char *line = strstr(output, prefix);
+
+            cr_assert_not_null(line, "no \"%s\": %s", prefix, run_report());
+            cr_assert_not_null(strstr(line, parts[i].message), "%s", run_report());
+        }
+        cr_assert_null(strstr(output, "died"), "%s", run_report());
+    }
 }

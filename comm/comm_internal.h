@@ -164,7 +164,7 @@ enum board_line { LINE_NONE, LINE_ON_ITS_WAY, LINE_TOLD };
 struct board {
     _Atomic uint32_t state;
     int32_t status, rank;
-    bool is_death;         /* of a rank: the witness tells it */
+    bool is_death;         /* of a rank that has a witness, which tells it */
     _Atomic uint32_t line; /* enum board_line */
     char text[BOARD_TEXT_BYTES];
 };
@@ -188,6 +188,7 @@ struct rank_entry {
     int32_t node_rank, node_ranks;
     int32_t pid;
     int32_t life_fd; /* reading end of a pipe that only this rank can write; closes with it */
+    int32_t has_witness;
     int32_t n_addresses;
     struct host_address addresses[MAX_ADDRESSES];
     uint16_t port; /* network byte order */

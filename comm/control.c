@@ -107,6 +107,12 @@ uint64_t comm_progress_of_all(const struct comm *comm)
 /* How this host comes to know of a failure. */
 enum source { FROM_HERE, FROM_ANOTHER_HOST, FROM_A_DEATH };
 
+/* The lowest rank of a machine keeps its witness. */
+static bool has_witness(const struct comm *comm, int rank)
+{
+    return comm->ranks[comm->ranks[rank].node].has_witness;
+}
+
 static bool post(struct comm *comm, shoal_status status, int rank, enum source source,
                  const char *text)
 {
@@ -117,7 +123,7 @@ static bool post(struct comm *comm, shoal_status status, int rank, enum source s
         return false;
     board->status = status;
     board->rank = rank;
-    board->is_death = source == FROM_A_DEATH;
+    board->is_death = source == FROM_A_DEATH && has_witness(comm, rank);
     /* The machine that it comes from has told it. */
     if (source == FROM_ANOTHER_HOST && !is_one_machine(comm))
         atomic_store(&board->line, LINE_TOLD);
@@ -125,7 +131,7 @@ static bool post(struct comm *comm, shoal_status status, int rank, enum source s
     atomic_store_explicit(&board->state, BOARD_SET, memory_order_release);
     comm_futex_wake_all(&comm->control->generation, true);
     /* Told before other machines learn of it, whose answer may be to end the run. */
-    if (source == FROM_HERE && !is_one_machine(comm))
+    if (source != FROM_ANOTHER_HOST && !is_one_machine(comm))
         comm_board_tell(comm);
     if (comm->links != NULL)
         comm_links_send(comm);

@@ -105,6 +105,7 @@ static shoal_status describe_self(struct comm *comm, int ranks_per_host, uint16_
                                 .node_ranks = node_ranks,
                                 .pid = getpid(),
                                 .life_fd = comm->witness.life[0],
+                                .has_witness = comm->witness.fd >= 0,
                                 .port = port};
     self->n_addresses = comm_links_addresses(self->addresses, MAX_ADDRESSES);
     name_host(self->host_name);

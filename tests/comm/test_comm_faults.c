@@ -32,6 +32,16 @@ static void run_fault(const char *mode, const char *per_host, const char *timeou
     run_worker(argv, outcome);
 }
 
+/* The launcher does not learn that a rank was killed: a shell stays in its place. */
+static void run_fault_behind_shells(const char *mode, const char *per_host, struct outcome *outcome)
+{
+    static const char shell[] = "\"$@\"; c=$?; if [ $c = 137 ]; then sleep 20; fi; exit $c";
+    const char *const argv[] = {"mpirun", "-n",   "4",  "sh",     "-c", shell,
+                                "sh",     WORKER, mode, per_host, "5",  NULL};
+
+    run_worker(argv, outcome);
+}
+
 /* The launcher believes that these are four machines of one rank, or two of two ranks. */
 static void run_fault_on_machines(const char *mode, const char *per_machine,
                                   struct outcome *outcome)
@@ -103,6 +113,20 @@ Test(comm_faults, a_killed_rank_is_named_when_hosts_are_several)
     run_fault("kill", "2", "5", &outcome);
     expect(&outcome, 9, 2.0, "failed  rank 1 (pid ");
     expect_nothing_left();
+}
+
+Test(comm_faults, a_killed_rank_is_told_once_whether_or_not_there_is_a_witness)
+{
+    run_fault_behind_shells("kill", "0", &outcome);
+    expect(&outcome, 69, 6.0, "died, the first on this machine");
+    cr_assert_eq(lines_told(&outcome), 0, "%s", run_report());
+    run_fault_behind_shells("unseen", "0", &outcome);
+    expect(&outcome, 69, 6.0, "] rank 1 (pid ");
+    expect(&outcome, 69, 6.0, "died; last at step 3, forward block.2");
+    cr_assert_eq(lines_told(&outcome), 1, "%s", run_report());
+    run_fault_behind_shells("unseen", "2", &outcome);
+    expect(&outcome, 69, 6.0, "] rank 1 (pid ");
+    expect_told(&outcome);
 }
 
 Test(comm_faults, a_stopped_rank_is_named_after_the_timeout)

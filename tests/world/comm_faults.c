@@ -13,10 +13,20 @@
 
 /*
  * Worker: steps of collectives in which something goes wrong on rank VICTIM at step 3.
- * Usage: comm_faults MODE RANKS_PER_HOST TIMEOUT_S.  Prints when that was and what it learns, and
+ * In mode "unseen" there is no witness.  Usage: comm_faults MODE RANKS_PER_HOST TIMEOUT_S.  Prints when that was and what it learns, and
  * returns the status's exit code, as the trainer does.
  */
 enum { VICTIM = 1, BAD_STEP = 3, STEPS = 6 };
+
+static bool has_no_witness;
+
+int __real_socketpair(int domain, int type, int protocol, int ends[2]);
+int __wrap_socketpair(int domain, int type, int protocol, int ends[2]);
+
+int __wrap_socketpair(int domain, int type, int protocol, int ends[2])
+{
+    return has_no_witness ? -1 : __real_socketpair(domain, type, protocol, ends);
+}
 
 static void sleep_seconds(double seconds)
 {
@@ -99,7 +109,7 @@ static shoal_status misbehave(struct comm *comm, const char *mode)
         stop_children();
     if (!is_victim)
         return SHOAL_OK;
-    if (strcmp(mode, "kill") == 0)
+    if (strcmp(mode, "kill") == 0 || strcmp(mode, "unseen") == 0)
         raise(SIGKILL);
     if (strcmp(mode, "stop") == 0)
         raise(SIGSTOP);
@@ -148,6 +158,7 @@ int main(int argc, char **argv)
 
     if (argc != 4)
         return 64;
+    has_no_witness = strcmp(argv[1], "unseen") == 0;
     params.ranks_per_host = atoi(argv[2]);
     params.timeout_s = atof(argv[3]);
     /* As on a second machine of a quiet run: what counts must be told all the same. */

@@ -310,14 +310,27 @@ shoal_status comm_close(struct comm *comm, shoal_status status)
     return status;
 }
 
+/* As comm_agree and the board do; in front of those this rank's name would be a second one. */
+static bool names_a_rank(const char *message)
+{
+    char host;
+    int rank;
+
+    return sscanf(message, "rank %d (%c", &rank, &host) == 2;
+}
+
 void comm_fail(struct comm *comm, shoal_status status)
 {
+    const char *message = shoal_last_error();
     char text[BOARD_TEXT_BYTES];
 
     if (status == SHOAL_OK || comm_board_is_set(comm))
         return;
-    snprintf(text, sizeof text, "rank %d (%s): %s", comm->rank, comm->ranks[comm->rank].host_name,
-             shoal_last_error());
+    if (names_a_rank(message))
+        snprintf(text, sizeof text, "%s", message);
+    else
+        snprintf(text, sizeof text, "rank %d (%s): %s", comm->rank,
+                 comm->ranks[comm->rank].host_name, message);
     comm_board_post(comm, status, comm->rank, text);
 }
 

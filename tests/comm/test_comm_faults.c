@@ -285,3 +285,25 @@ Test(comm_faults, a_failure_after_the_last_call_reaches_other_hosts)
     expect_count(&outcome, "ended by 3: 0", 0);
     expect_told(&outcome);
 }
+
+Test(comm_faults, a_rank_that_stops_before_the_end_is_named)
+{
+    run_fault("last-stop", "0", "1", &outcome);
+    expect(&outcome, 69, 6.0, "did not arrive at the end of the run");
+    cr_assert_eq(lines_told(&outcome), 1, "%s", run_report());
+    expect_nothing_left();
+    run_fault("last-stop", "2", "1", &outcome);
+    expect(&outcome, 69, 6.0, "rank 1 (");
+    expect(&outcome, 69, 6.0, "the end of the run");
+    expect_told(&outcome);
+    expect_nothing_left();
+}
+
+/* The rank is named once, also by ranks that tell of it in their own name. */
+Test(comm_faults, an_agreed_failure_names_the_rank_that_failed_alone)
+{
+    run_fault_on_machines("last-agreed", "2", &outcome);
+    expect(&outcome, 74, 6.0, "disk is full");
+    expect_told(&outcome);
+    expect_count(&outcome, "): rank ", 0);
+}

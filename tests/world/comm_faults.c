@@ -99,7 +99,7 @@ static shoal_status misbehave(struct comm *comm, const char *mode)
 {
     bool is_victim = comm_rank(comm) == VICTIM;
 
-    if (is_victim)
+    if (is_victim && strncmp(mode, "last", 4) != 0)
         say("fault at %.6f\n", clock_seconds());
     if (strcmp(mode, "freeze") == 0)
         stop_soon(getpid(), 3.0);
@@ -146,9 +146,22 @@ static shoal_status run_steps(struct comm *comm, const char *mode)
         if (sum != comm_size(comm))
             return fail(SHOAL_ERR_INTERNAL, "step %d: %lld ranks counted", step, (long long)sum);
     }
-    if (strcmp(mode, "last") == 0 && comm_rank(comm) == VICTIM)
-        return fail(SHOAL_ERR_IO, "disk is full");
     return SHOAL_OK;
+}
+
+/* After the last call but that of comm_close. */
+static shoal_status misbehave_at_the_end(struct comm *comm, const char *mode)
+{
+    bool is_victim = comm_rank(comm) == VICTIM;
+    shoal_status status = SHOAL_OK;
+
+    if (is_victim && strncmp(mode, "last", 4) == 0)
+        say("fault at %.6f\n", clock_seconds());
+    if (is_victim && strcmp(mode, "last-stop") == 0)
+        raise(SIGSTOP);
+    if (is_victim && (strcmp(mode, "last") == 0 || strcmp(mode, "last-agreed") == 0))
+        status = fail(SHOAL_ERR_IO, "disk is full");
+    return strcmp(mode, "last-agreed") == 0 ? comm_agree(comm, status) : status;
 }
 
 int main(int argc, char **argv)
@@ -172,6 +185,8 @@ int main(int argc, char **argv)
 
     log_init(rank, LOG_NORMAL);
     status = run_steps(comm, argv[1]);
+    if (status == SHOAL_OK)
+        status = misbehave_at_the_end(comm, argv[1]);
     say("learned by %d: %d %s\n", rank, (int)status, status != SHOAL_OK ? shoal_last_error() : "");
     status = comm_close(comm, status);
     if (strcmp(argv[1], "last") == 0)

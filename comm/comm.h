@@ -164,7 +164,8 @@ shoal_status comm_all_gather(struct comm *comm, const void *shard, void *full, s
  * out[i] = tree sum over ranks of their full[rank * n + i], fp32.  `full` lies in the own part of
  * the window at the same offset on every rank and holds comm_size * n elements; `out` is n
  * elements of private or window memory, not overlapping any rank's `full`.  On return peers no
- * longer read this rank's `full`; with nccl and self the order is that of the COMM queue.
+ * longer read this rank's `full`; with nccl and self the order is that of the COMM queue.  With
+ * `ring` and in host memory a call that has failed may write to `out` until comm_close.
  * Collective.
  */
 shoal_status comm_reduce_scatter(struct comm *comm, const float *full, float *out, size_t n);

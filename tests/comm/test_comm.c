@@ -91,7 +91,7 @@ Test(comm, a_start_that_fails_on_one_rank_fails_on_all_and_says_why)
         {"watchdog", "1", "0", "watchdog: refused"},
         {"watchdog", "2", "1", "watchdog: refused"},
     };
-    char output[8192], prefix[32];
+    char output[8192], prefix[64];
 
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         const char *const argv[] = {"mpirun",

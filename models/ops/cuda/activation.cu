@@ -64,8 +64,10 @@ static __global__ void __launch_bounds__(ACTIVATION_THREADS)
 
     if (i >= n)
         return;
-    struct group v = load_group(x, i, n, vector);
-    struct group d = load_group(dy, i, n, vector);
+    const packed<T> x_loaded = load_packed(x, i, n, vector);
+    const packed<T> dy_loaded = load_packed(dy, i, n, vector);
+    struct group v = unpack(x_loaded);
+    struct group d = unpack(dy_loaded);
     for (int j = 0; j < GROUP; j++) {
         float slope;
         v.v[j] = gelu_and_slope(v.v[j], &slope);
@@ -86,8 +88,10 @@ static __global__ void __launch_bounds__(ACTIVATION_THREADS)
 
     y += (int64_t)blockIdx.x * F;
     for (int64_t i = ((int64_t)blockIdx.y * blockDim.x + threadIdx.x) * GROUP; i < F; i += step) {
-        struct group g = load_group(gate, i, F, vector);
-        const struct group u = load_group(gate + F, i, F, vector);
+        const packed<T> gate_loaded = load_packed(gate, i, F, vector);
+        const packed<T> up_loaded = load_packed(gate + F, i, F, vector);
+        struct group g = unpack(gate_loaded);
+        const struct group u = unpack(up_loaded);
         float rest;
         for (int j = 0; j < GROUP; j++)
             g.v[j] = g.v[j] * sigmoid(g.v[j], &rest) * u.v[j];
@@ -105,9 +109,12 @@ static __global__ void __launch_bounds__(ACTIVATION_THREADS)
 
     dy += (int64_t)blockIdx.x * F;
     for (int64_t i = ((int64_t)blockIdx.y * blockDim.x + threadIdx.x) * GROUP; i < F; i += step) {
-        struct group g = load_group(gate, i, F, vector);
-        struct group u = load_group(gate + F, i, F, vector);
-        const struct group d = load_group(dy, i, F, vector);
+        const packed<T> gate_loaded = load_packed(gate, i, F, vector);
+        const packed<T> up_loaded = load_packed(gate + F, i, F, vector);
+        const packed<T> dy_loaded = load_packed(dy, i, F, vector);
+        struct group g = unpack(gate_loaded);
+        struct group u = unpack(up_loaded);
+        const struct group d = unpack(dy_loaded);
         for (int j = 0; j < GROUP; j++) {
             float rest;
             const float s = sigmoid(g.v[j], &rest);

@@ -22,8 +22,10 @@ static __global__ void __launch_bounds__(DELTA_THREADS)
     if (token >= a.B * a.T)
         return;
     for (int64_t d = lane * GROUP; d < a.D; d += WARP * GROUP) {
-        const struct group u = load_group(dy + item * a.D, d, a.D, vector);
-        const struct group v = load_group(y + item * a.D, d, a.D, vector);
+        const packed<T> dy_loaded = load_packed(dy + item * a.D, d, a.D, vector);
+        const packed<T> y_loaded = load_packed(y + item * a.D, d, a.D, vector);
+        const struct group u = unpack(dy_loaded);
+        const struct group v = unpack(y_loaded);
         for (int j = 0; j < GROUP; j++)
             sum += u.v[j] * v.v[j];
     }

@@ -5,7 +5,7 @@ extern "C" {
 #include "runtime/base/rng.h"
 }
 
-enum { FLAT_THREADS = 256, SUM_LANES = 32, SUM_STREAMS = 8 };
+enum { FLAT_THREADS = 256, SUM_LANES = 32, SUM_STREAMS = 8, AHEAD = 4 };
 
 /* ---- kernels ---- */
 
@@ -56,16 +56,25 @@ static __device__ __forceinline__ bf16_t round_stochastic(float x, uint32_t rand
 }
 
 /* A thread takes the up to four elements of one block of random numbers: blocks start at `begin`,
- * which need not be a multiple of four. */
+ * which is a multiple of four if `vector`. */
 static __global__ void __launch_bounds__(FLAT_THREADS)
     cast_stochastic_kernel(int64_t n, uint32_t k0, uint32_t k1, uint64_t sub, uint64_t begin,
-                           const float *x, bf16_t *y)
+                           const float *x, bf16_t *y, bool vector)
 {
     const uint64_t index = begin / 4 + (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
     const int64_t first = (int64_t)(index * 4 - begin);
     const uint4 random = philox(k0, k1, sub, index);
     const uint32_t words[4] = {random.x, random.y, random.z, random.w};
 
+    if (vector && first + 4 <= n) {
+        const float4 v = *(const float4 *)(x + first);
+        const uint32_t low = round_stochastic(v.x, words[0]);
+        const uint32_t high = round_stochastic(v.z, words[2]);
+        *(uint2 *)(y + first) =
+            make_uint2(low | (uint32_t)round_stochastic(v.y, words[1]) << 16,
+                       high | (uint32_t)round_stochastic(v.w, words[3]) << 16);
+        return;
+    }
     for (int j = 0; j < 4; j++)
         if (first + j >= 0 && first + j < n)
             y[first + j] = round_stochastic(x[first + j], words[j]);
@@ -78,8 +87,10 @@ static __global__ void __launch_bounds__(FLAT_THREADS)
 
     if (i >= n)
         return;
-    const struct group a = load_group(src, i, n, vector);
-    struct group b = load_group(dst, i, n, vector);
+    const packed<float> src_loaded = load_packed(src, i, n, vector);
+    const packed<float> dst_loaded = load_packed(dst, i, n, vector);
+    const struct group a = unpack(src_loaded);
+    struct group b = unpack(dst_loaded);
     for (int j = 0; j < GROUP; j++)
         b.v[j] += a.v[j];
     store_group(dst, i, n, vector, b);
@@ -92,11 +103,43 @@ static __global__ void __launch_bounds__(FLAT_THREADS)
 {
     y += (int64_t)blockIdx.x * n;
     for (int64_t i = (int64_t)threadIdx.x * GROUP; i < n; i += (int64_t)blockDim.x * GROUP) {
-        const struct group b = load_group(bias, i, n, vector);
-        struct group v = load_group(y, i, n, vector);
+        const packed<T> bias_loaded = load_packed(bias, i, n, vector);
+        const packed<Y> y_loaded = load_packed(y, i, n, vector);
+        const struct group b = unpack(bias_loaded);
+        struct group v = unpack(y_loaded);
         for (int j = 0; j < GROUP; j++)
             v.v[j] += b.v[j];
         store_group(y, i, n, vector, v);
+    }
+}
+
+/* Every eighth row of [begin, end) of x [rows, n], in order: of one column, and of eight, of which
+ * AHEAD rows are loaded before any is added. */
+template <typename T>
+static __device__ __forceinline__ void add_rows(float (&sum)[1], const T *x, int64_t begin,
+                                                int64_t end, int64_t n, int64_t column, bool)
+{
+#pragma unroll 16
+    for (int64_t row = begin; row < end; row += SUM_STREAMS)
+        sum[0] += to_float(x[row * n + column]);
+}
+
+template <typename T>
+static __device__ __forceinline__ void add_rows(float (&sum)[GROUP], const T *x, int64_t begin,
+                                                int64_t end, int64_t n, int64_t column, bool vector)
+{
+    for (int64_t row = begin; row < end; row += AHEAD * SUM_STREAMS) {
+        packed<T> loaded[AHEAD] = {};
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            if (row + k * SUM_STREAMS < end)
+                loaded[k] = load_packed(x + (row + k * SUM_STREAMS) * n, column, n, vector);
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            const struct group v = unpack(loaded[k]);
+            for (int j = 0; j < GROUP; j++)
+                sum[j] += v.v[j];
+        }
     }
 }
 
@@ -118,18 +161,8 @@ static __global__ void __launch_bounds__(SUM_LANES *SUM_STREAMS)
     const int64_t end = begin + block_rows < rows ? begin + block_rows : rows;
     float sum[WIDTH] = {};
 
-    if (column < n) {
-#pragma unroll(WIDTH == 1 ? 16 : 4)
-        for (int64_t row = begin + stream; row < end; row += SUM_STREAMS) {
-            if (WIDTH == 1) {
-                sum[0] += to_float(x[row * n + column]);
-            } else {
-                const struct group v = load_group(x + row * n, column, n, vector);
-                for (int j = 0; j < WIDTH; j++)
-                    sum[j] += v.v[j];
-            }
-        }
-    }
+    if (column < n)
+        add_rows(sum, x, begin + stream, end, n, column, vector);
     for (int j = 0; j < WIDTH; j++)
         partial[stream][lane * WIDTH + j] = sum[j];
     __syncthreads();
@@ -177,7 +210,8 @@ shoal_status cuda_cast_stochastic(cudaStream_t stream, int64_t n, uint64_t seed,
     const int64_t blocks = (int64_t)((begin + (uint64_t)n + 3) / 4 - begin / 4);
     return launch("stochastic cast", cast_stochastic_kernel,
                   dim3((unsigned)ceil_div(blocks, FLAT_THREADS)), FLAT_THREADS, 0, stream, n,
-                  key[0], key[1], sub, begin, x, (bf16_t *)y);
+                  key[0], key[1], sub, begin, x, (bf16_t *)y,
+                  begin % 4 == 0 && is_aligned(x) && (uintptr_t)y % sizeof(uint2) == 0);
 }
 
 shoal_status cuda_accumulate(cudaStream_t stream, int64_t n, const float *src, float *dst)

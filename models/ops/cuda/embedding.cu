@@ -16,13 +16,18 @@ static __global__ void __launch_bounds__(EMBEDDING_THREADS)
 {
     const int64_t row = blockIdx.x;
     const T *token = wte + tokens[row] * C;
-    const T *position = wpe == NULL ? NULL : wpe + (first_position + row % T_length) * C;
+    const int64_t at = first_position + blockIdx.x % (unsigned)T_length;
+    const T *position = wpe == NULL ? NULL : wpe + at * C;
 
     x += row * C;
     for (int64_t c = (int64_t)threadIdx.x * GROUP; c < C; c += (int64_t)blockDim.x * GROUP) {
-        struct group v = load_group(token, c, C, vector);
+        const packed<T> token_loaded = load_packed(token, c, C, vector);
+        packed<T> position_loaded = {};
+        if (position != NULL)
+            position_loaded = load_packed(position, c, C, vector);
+        struct group v = unpack(token_loaded);
         if (position != NULL) {
-            const struct group p = load_group(position, c, C, vector);
+            const struct group p = unpack(position_loaded);
             for (int j = 0; j < GROUP; j++)
                 v.v[j] += p.v[j];
         }
@@ -154,12 +159,19 @@ static __global__ void __launch_bounds__(EMBEDDING_THREADS)
     const int64_t position = blockIdx.x;
     const int64_t c = (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
     P sum = {};
+    int64_t b = position < T_length ? 0 : B;
 
     if (c >= pieces)
         return;
-    if (position < T_length)
-        for (int64_t b = 0; b < B; b++)
-            add_to(sum, dx[(b * T_length + position) * pieces + c]);
+    for (; b + AHEAD <= B; b += AHEAD) {
+        P rows[AHEAD];
+        for (int j = 0; j < AHEAD; j++)
+            rows[j] = dx[((b + j) * T_length + position) * pieces + c];
+        for (int j = 0; j < AHEAD; j++)
+            add_to(sum, rows[j]);
+    }
+    for (; b < B; b++)
+        add_to(sum, dx[(b * T_length + position) * pieces + c]);
     dwpe[position * pieces + c] = sum;
 }
 

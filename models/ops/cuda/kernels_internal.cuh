@@ -52,56 +52,134 @@ struct group {
     float v[GROUP];
 };
 
-static __device__ __forceinline__ struct group load_aligned(const float *p)
-{
-    const float4 low = *(const float4 *)p;
-    const float4 high = *(const float4 *)(p + 4);
+/*
+ * A group as memory holds it.  A thread waits for memory where it unpacks, so a kernel that needs
+ * several groups loads them all before it unpacks any.
+ */
+template <typename T> struct packed {
+    uint32_t w[GROUP * sizeof(T) / sizeof(uint32_t)];
+};
 
-    return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
+static __device__ __forceinline__ struct group unpack(const packed<float> &x)
+{
+    struct group y;
+
+#pragma unroll
+    for (int j = 0; j < GROUP; j++)
+        y.v[j] = __uint_as_float(x.w[j]);
+    return y;
 }
 
-static __device__ __forceinline__ struct group load_aligned(const bf16_t *p)
+static __device__ __forceinline__ struct group unpack(const packed<bf16_t> &x)
 {
-    const uint4 w = *(const uint4 *)p;
+    struct group y;
 
-    return {{__uint_as_float(w.x << 16), __uint_as_float(w.x & 0xffff0000u),
-             __uint_as_float(w.y << 16), __uint_as_float(w.y & 0xffff0000u),
-             __uint_as_float(w.z << 16), __uint_as_float(w.z & 0xffff0000u),
-             __uint_as_float(w.w << 16), __uint_as_float(w.w & 0xffff0000u)}};
+#pragma unroll
+    for (int j = 0; j < GROUP; j += 2) {
+        y.v[j] = __uint_as_float(x.w[j / 2] << 16);
+        y.v[j + 1] = __uint_as_float(x.w[j / 2] & 0xffff0000u);
+    }
+    return y;
 }
 
-static __device__ __forceinline__ void store_aligned(float *p, const struct group &x)
+static __device__ __forceinline__ void put_element(packed<float> &x, int j, float value)
 {
-    *(float4 *)p = make_float4(x.v[0], x.v[1], x.v[2], x.v[3]);
-    *(float4 *)(p + 4) = make_float4(x.v[4], x.v[5], x.v[6], x.v[7]);
+    x.w[j] = __float_as_uint(value);
 }
 
-static __device__ __forceinline__ uint32_t two_bf16(float low, float high)
+static __device__ __forceinline__ void put_element(packed<bf16_t> &x, int j, bf16_t value)
 {
-    return (uint32_t)from_float<bf16_t>(low) | (uint32_t)from_float<bf16_t>(high) << 16;
-}
-
-static __device__ __forceinline__ void store_aligned(bf16_t *p, const struct group &x)
-{
-    *(uint4 *)p = make_uint4(two_bf16(x.v[0], x.v[1]), two_bf16(x.v[2], x.v[3]),
-                             two_bf16(x.v[4], x.v[5]), two_bf16(x.v[6], x.v[7]));
+    x.w[j / 2] |= (uint32_t)value << (j % 2 * 16);
 }
 
 /* Elements [i, i + 8) of p [n]; those behind n read as zero.  `vector`: addresses of groups are
  * multiples of 16 bytes. */
 template <typename T>
-static __device__ __forceinline__ struct group load_group(const T *p, int64_t i, int64_t n,
-                                                          bool vector)
+static __device__ __forceinline__ packed<T> load_packed(const T *p, int64_t i, int64_t n,
+                                                        bool vector)
 {
-    struct group x = {};
+    packed<T> x = {};
 
-    if (vector && i + GROUP <= n)
-        return load_aligned(p + i);
+    if (vector && i + GROUP <= n) {
+#pragma unroll
+        for (size_t k = 0; k < sizeof x.w / sizeof x.w[0]; k += 4) {
+            const uint4 four = ((const uint4 *)(p + i))[k / 4];
+            x.w[k] = four.x;
+            x.w[k + 1] = four.y;
+            x.w[k + 2] = four.z;
+            x.w[k + 3] = four.w;
+        }
+        return x;
+    }
 #pragma unroll
     for (int j = 0; j < GROUP; j++)
         if (i + j < n)
-            x.v[j] = to_float(p[i + j]);
+            put_element(x, j, p[i + j]);
     return x;
+}
+
+/* The groups at i and at i + step; the second reads as zero where it begins behind n. */
+template <typename T>
+static __device__ __forceinline__ void load_two(packed<T> (&x)[2], const T *p, int64_t i,
+                                                int64_t step, int64_t n, bool vector)
+{
+    x[0] = load_packed(p, i, n, vector);
+    x[1] = {};
+    if (i + step < n)
+        x[1] = load_packed(p, i + step, n, vector);
+}
+
+template <typename T>
+static __device__ __forceinline__ struct group load_group(const T *p, int64_t i, int64_t n,
+                                                          bool vector)
+{
+    return unpack(load_packed(p, i, n, vector));
+}
+
+template <typename T> static __device__ __forceinline__ packed<T> pack(const struct group &x);
+
+template <> __device__ __forceinline__ packed<float> pack<float>(const struct group &x)
+{
+    packed<float> y;
+
+#pragma unroll
+    for (int j = 0; j < GROUP; j++)
+        put_element(y, j, x.v[j]);
+    return y;
+}
+
+template <> __device__ __forceinline__ packed<bf16_t> pack<bf16_t>(const struct group &x)
+{
+    bool nan = false;
+    packed<bf16_t> y = {};
+
+#pragma unroll
+    for (int j = 0; j < GROUP; j++)
+        nan = nan || x.v[j] != x.v[j];
+    if (nan) { /* the instruction would not keep what they hold */
+#pragma unroll
+        for (int j = 0; j < GROUP; j++)
+            put_element(y, j, from_float<bf16_t>(x.v[j]));
+    } else {
+#pragma unroll
+        for (int j = 0; j < GROUP; j += 2)
+            y.w[j / 2] = pack_bf16(x.v[j], x.v[j + 1]);
+    }
+    return y;
+}
+
+/* Every 16 bytes as one number: of a vector of four the compiler at times makes four stores. */
+template <typename T>
+static __device__ __forceinline__ void store_packed(T *p, const packed<T> &x)
+{
+    unsigned __int128 *to = (unsigned __int128 *)p;
+
+#pragma unroll
+    for (size_t k = 0; k < sizeof x.w / sizeof x.w[0]; k += 4) {
+        const uint64_t low = x.w[k] | (uint64_t)x.w[k + 1] << 32;
+        const uint64_t high = x.w[k + 2] | (uint64_t)x.w[k + 3] << 32;
+        to[k / 4] = (unsigned __int128)high << 64 | low;
+    }
 }
 
 template <typename T>
@@ -109,13 +187,19 @@ static __device__ __forceinline__ void store_group(T *p, int64_t i, int64_t n, b
                                                    const struct group &x)
 {
     if (vector && i + GROUP <= n) {
-        store_aligned(p + i, x);
+        store_packed(p + i, pack<T>(x));
         return;
     }
 #pragma unroll
     for (int j = 0; j < GROUP; j++)
         if (i + j < n)
             p[i + j] = from_float<T>(x.v[j]);
+}
+
+/* How many elements of the group at i lie before n. */
+static __device__ __forceinline__ int in_group(int64_t i, int64_t n)
+{
+    return i + GROUP <= n ? GROUP : i < n ? (int)(n - i) : 0;
 }
 
 /* ---- sums: fixed trees, all threads get the result ---- */

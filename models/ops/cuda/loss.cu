@@ -13,29 +13,38 @@ struct running {
 
 /* ---- kernels ---- */
 
-/* Groups are summed in fp32, their sums in double. */
+/* A group is summed in fp32, the groups' sums in double; `n` elements of it are in the row. */
+static __device__ __forceinline__ void add_group(struct running *r, struct group x, int n)
+{
+    float max = r->max;
+    float sum = 0.0f;
+
+    for (int j = 0; j < GROUP; j++) {
+        x.v[j] = j < n ? x.v[j] : -INFINITY;
+        max = fmaxf(max, x.v[j]);
+    }
+    /* Selections instead of branches, so that the eight run side by side. */
+    for (int j = 0; j < GROUP; j++) {
+        const float e = expf(x.v[j] - max);
+        sum += x.v[j] == -INFINITY ? 0.0f : e; /* max may be -inf, too */
+    }
+    if (max > r->max)
+        r->sum *= (double)expf(r->max - max);
+    r->sum += (double)sum;
+    r->max = max;
+}
+
 template <typename T>
 static __device__ __forceinline__ struct running thread_sum(const T *logits, int64_t V, bool vector)
 {
+    const int64_t step = (int64_t)LOSS_THREADS * GROUP;
     struct running r = {-INFINITY, 0.0};
 
-    for (int64_t i = (int64_t)threadIdx.x * GROUP; i < V; i += (int64_t)LOSS_THREADS * GROUP) {
-        struct group x = load_group(logits, i, V, vector);
-        float max = r.max;
-        float sum = 0.0f;
-        for (int j = 0; j < GROUP; j++) {
-            x.v[j] = i + j < V ? x.v[j] : -INFINITY;
-            max = fmaxf(max, x.v[j]);
-        }
-        /* Selections instead of branches, so that the eight run side by side. */
-        for (int j = 0; j < GROUP; j++) {
-            const float e = expf(x.v[j] - max);
-            sum += x.v[j] == -INFINITY ? 0.0f : e; /* max may be -inf, too */
-        }
-        if (max > r.max)
-            r.sum *= (double)expf(r.max - max);
-        r.sum += (double)sum;
-        r.max = max;
+    for (int64_t i = (int64_t)threadIdx.x * GROUP; i < V; i += 2 * step) {
+        packed<T> two[2];
+        load_two(two, logits, i, step, V, vector);
+        for (int k = 0; k < 2; k++)
+            add_group(&r, unpack(two[k]), in_group(i + k * step, V));
     }
     return r;
 }
@@ -71,13 +80,18 @@ static __global__ void __launch_bounds__(LOSS_THREADS)
     const float factor = (float)((double)scale / sum);
     const double share = (double)expf(target_logit - max) / sum;
     const float target_gradient = (float)((share - 1.0) * (double)scale);
-    for (int64_t i = first; i < V; i += step) {
-        struct group x = load_group(logits, i, V, vector);
-        for (int j = 0; j < GROUP; j++) {
-            const float gradient = expf(x.v[j] - max) * factor;
-            x.v[j] = i + j == target ? target_gradient : gradient;
+    for (int64_t i = first; i < V; i += 2 * step) {
+        packed<T> two[2];
+        load_two(two, logits, i, step, V, vector);
+        for (int k = 0; k < 2; k++) {
+            const int64_t at = i + k * step;
+            struct group x = unpack(two[k]);
+            for (int j = 0; j < GROUP; j++) {
+                const float gradient = expf(x.v[j] - max) * factor;
+                x.v[j] = j == target - at ? target_gradient : gradient;
+            }
+            store_group(logits, at, V, vector, x);
         }
-        store_group(logits, i, V, vector, x);
     }
 }
 

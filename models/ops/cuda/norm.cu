@@ -21,28 +21,40 @@ static __global__ void __launch_bounds__(NORM_THREADS_MAX)
     y += row * C;
     if (layer) {
         float sum = 0.0f;
-        for (int64_t c = first; c < C; c += step) {
-            const struct group v = load_group(x, c, C, vector);
-            for (int j = 0; j < GROUP; j++)
-                sum += v.v[j];
+        for (int64_t c = first; c < C; c += 2 * step) {
+            packed<float> two[2];
+            load_two(two, x, c, step, C, vector);
+            for (int k = 0; k < 2; k++)
+                for (int j = 0; j < GROUP; j++)
+                    sum += unpack(two[k]).v[j];
         }
         mean = block_sum(sum) / (float)C;
     }
-    for (int64_t c = first; c < C; c += step) {
-        const struct group v = load_group(x, c, C, vector);
-        for (int j = 0; j < GROUP; j++)
-            if (c + j < C)
-                squares += (v.v[j] - mean) * (v.v[j] - mean);
+    for (int64_t c = first; c < C; c += 2 * step) {
+        packed<float> two[2];
+        load_two(two, x, c, step, C, vector);
+        for (int k = 0; k < 2; k++) {
+            const struct group v = unpack(two[k]);
+            const int in_row = in_group(c + k * step, C);
+            for (int j = 0; j < GROUP; j++)
+                if (j < in_row)
+                    squares += (v.v[j] - mean) * (v.v[j] - mean);
+        }
     }
     const float rstd = 1.0f / sqrtf(block_sum(squares) / (float)C + eps);
 
     for (int64_t c = first; c < C; c += step) {
-        struct group v = load_group(x, c, C, vector);
-        const struct group scale = load_group(w, c, C, vector);
+        const packed<float> x_loaded = load_packed(x, c, C, vector);
+        const packed<T> w_loaded = load_packed(w, c, C, vector);
+        packed<T> b_loaded = {};
+        if (b != NULL)
+            b_loaded = load_packed(b, c, C, vector);
+        struct group v = unpack(x_loaded);
+        const struct group scale = unpack(w_loaded);
         for (int j = 0; j < GROUP; j++)
             v.v[j] = (v.v[j] - mean) * rstd * scale.v[j];
         if (b != NULL) {
-            const struct group shift = load_group(b, c, C, vector);
+            const struct group shift = unpack(b_loaded);
             for (int j = 0; j < GROUP; j++)
                 v.v[j] += shift.v[j];
         }
@@ -99,9 +111,12 @@ static __device__ __forceinline__ void add_row(const backward_task<T> &t, int64_
     const int64_t step = (int64_t)t.team * GROUP;
 
     for (int64_t c = (int64_t)(threadIdx.x % t.team) * GROUP; c < t.C; c += step) {
-        const struct group v = load_group(t.x + row * t.C, c, t.C, t.vector);
-        const struct group d = load_group(t.dy + row * t.C, c, t.C, t.vector);
-        const struct group scale = load_group(t.w, c, t.C, t.vector);
+        const packed<float> x_loaded = load_packed(t.x + row * t.C, c, t.C, t.vector);
+        const packed<T> dy_loaded = load_packed(t.dy + row * t.C, c, t.C, t.vector);
+        const packed<T> w_loaded = load_packed(t.w, c, t.C, t.vector);
+        const struct group v = unpack(x_loaded);
+        const struct group d = unpack(dy_loaded);
+        const struct group scale = unpack(w_loaded);
         struct group sum = load_group(dw, c, t.C, t.vector);
         for (int j = 0; j < GROUP; j++) {
             const float normed = (v.v[j] - mean) * rstd;
@@ -128,10 +143,14 @@ static __device__ __forceinline__ void change_row(const backward_task<T> &t, int
     const int64_t step = (int64_t)t.team * GROUP;
 
     for (int64_t c = (int64_t)(threadIdx.x % t.team) * GROUP; c < t.C; c += step) {
-        const struct group v = load_group(t.x + row * t.C, c, t.C, t.vector);
-        const struct group d = load_group(t.dy + row * t.C, c, t.C, t.vector);
-        const struct group scale = load_group(t.w, c, t.C, t.vector);
-        struct group change = load_group(t.dx + row * t.C, c, t.C, t.vector);
+        const packed<float> x_loaded = load_packed(t.x + row * t.C, c, t.C, t.vector);
+        const packed<T> dy_loaded = load_packed(t.dy + row * t.C, c, t.C, t.vector);
+        const packed<T> w_loaded = load_packed(t.w, c, t.C, t.vector);
+        const packed<float> dx_loaded = load_packed(t.dx + row * t.C, c, t.C, t.vector);
+        const struct group v = unpack(x_loaded);
+        const struct group d = unpack(dy_loaded);
+        const struct group scale = unpack(w_loaded);
+        struct group change = unpack(dx_loaded);
         for (int j = 0; j < GROUP; j++) {
             const float normed = (v.v[j] - mean) * rstd;
             change.v[j] += (d.v[j] * scale.v[j] - g_mean - normed * gx_mean) * rstd;

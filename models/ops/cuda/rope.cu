@@ -11,17 +11,21 @@ static __global__ void __launch_bounds__(ROPE_THREADS_MAX)
                 const float *sines, int64_t first_position, float direction, T *qkv, bool vector)
 {
     const int64_t row = blockIdx.x;
-    const int64_t angle = (first_position + row % T_length) * half;
+    const int64_t angle = (first_position + blockIdx.x % (unsigned)T_length) * half;
     const int groups = (half + GROUP - 1) / GROUP;
 
     for (int item = (int)threadIdx.x; item < heads * groups; item += (int)blockDim.x) {
         const int i = item % groups * GROUP;
         T *first = qkv + row * width + (int64_t)(item / groups) * 2 * half;
         T *second = first + half;
-        const struct group c = load_group(cosines + angle, i, half, vector);
-        const struct group s = load_group(sines + angle, i, half, vector);
-        struct group a = load_group(first, i, half, vector);
-        struct group b = load_group(second, i, half, vector);
+        const packed<float> c_loaded = load_packed(cosines + angle, i, half, vector);
+        const packed<float> s_loaded = load_packed(sines + angle, i, half, vector);
+        const packed<T> a_loaded = load_packed(first, i, half, vector);
+        const packed<T> b_loaded = load_packed(second, i, half, vector);
+        const struct group c = unpack(c_loaded);
+        const struct group s = unpack(s_loaded);
+        struct group a = unpack(a_loaded);
+        struct group b = unpack(b_loaded);
         for (int j = 0; j < GROUP; j++) {
             const float sine = direction * s.v[j];
             const float turned = a.v[j] * c.v[j] - b.v[j] * sine;

@@ -22,9 +22,15 @@ static inline void *dynamic_shared()
     return emulate_shared;
 }
 
+/* "cvt": a NaN becomes 0x7fff. */
+static inline uint32_t emulate_rounded(float x)
+{
+    return x != x ? 0x7fffu : bf16_from_f32(x);
+}
+
 static inline uint32_t pack_bf16(float low, float high)
 {
-    return (uint32_t)bf16_from_f32(low) | (uint32_t)bf16_from_f32(high) << 16;
+    return emulate_rounded(low) | emulate_rounded(high) << 16;
 }
 
 /* Half 0 or 1 of a register as a number. */

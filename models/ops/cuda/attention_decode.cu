@@ -48,17 +48,25 @@ static __global__ void __launch_bounds__(DECODE_THREADS)
     for (int j = 0; j < PER_LANE; j++)
         q[j] = lane + WARP * j < a.D ? to_float(query[h * a.D + lane + WARP * j]) : 0.0f;
     for (int64_t key = warp; key < n_keys; key += DECODE_WARPS) {
+        const T *k = keys + key * ld + kv + lane;
+        const T *v = values + key * ld + kv + lane;
+        float k_loaded[PER_LANE], v_loaded[PER_LANE];
         float dot = 0.0f;
+
+        for (int j = 0; j < PER_LANE; j++) {
+            k_loaded[j] = lane + WARP * j < a.D ? to_float(k[WARP * j]) : 0.0f;
+            v_loaded[j] = lane + WARP * j < a.D ? to_float(v[WARP * j]) : 0.0f;
+        }
         for (int j = 0; j < PER_LANE; j++)
             if (lane + WARP * j < a.D)
-                dot = fmaf(q[j], to_float(keys[key * ld + kv + lane + WARP * j]), dot);
+                dot = fmaf(q[j], k_loaded[j], dot);
         const float score = a.scale * warp_sum(dot);
         const float new_max = fmaxf(max, score);
         const float keep = expf(max - new_max);
         const float p = expf(score - new_max);
         for (int j = 0; j < PER_LANE; j++)
             if (lane + WARP * j < a.D)
-                out[j] = fmaf(p, to_float(values[key * ld + kv + lane + WARP * j]), out[j] * keep);
+                out[j] = fmaf(p, v_loaded[j], out[j] * keep);
         sum = sum * keep + p;
         max = new_max;
     }

@@ -65,9 +65,10 @@ static __device__ __forceinline__ void softmax_rows(float s[COLUMN_TILES][4], fl
     }
 }
 
-/* A block per tile of queries (the longest first), head and sequence. */
+/* A block per tile of queries (the longest first), head and sequence; registers for several on a
+ * multiprocessor. */
 template <int D>
-static __global__ void __launch_bounds__(TENSOR_THREADS)
+static __global__ void __launch_bounds__(TENSOR_THREADS, D == 64 ? 4 : 3)
     tensor_forward_kernel(struct attention a, const bf16_t *qkv, bf16_t *y, float *lse)
 {
     bf16_t *q = (bf16_t *)dynamic_shared();

@@ -28,7 +28,8 @@ static __device__ __forceinline__ void load_rows(bf16_t *tile, const bf16_t *hea
     enum { CHUNK = 8, CHUNKS = D / CHUNK };
 
 #pragma unroll 4
-    for (int i = (int)threadIdx.x; i < ROWS * CHUNKS; i += TENSOR_THREADS) {
+    for (int n = 0; n < ROWS * CHUNKS / TENSOR_THREADS; n++) {
+        const int i = (int)threadIdx.x + n * TENSOR_THREADS;
         const int r = i / CHUNKS;
         const int c = i % CHUNKS * CHUNK;
         uint4 chunk = {0, 0, 0, 0};

@@ -284,10 +284,9 @@ static __device__ __forceinline__ float decode(const place &at, coded x)
 
 /* ---- master weights ---- */
 
-/* What memory holds of a weight. */
+/* What memory holds of a weight.  A whole register each: half of one is put in when it is there. */
 struct coded_master {
-    uint32_t low;
-    uint16_t hi;
+    uint32_t low, hi;
 };
 
 static __device__ __forceinline__ coded_master load_master(const update_part &part, size_t i)
@@ -310,11 +309,11 @@ static __device__ __forceinline__ float decode_master(const update_part &part, c
     case MASTER_FP32:
         return float_of(x.low);
     case MASTER_SPLIT16:
-        return split16_value(x.hi, (uint16_t)x.low);
+        return split16_value((uint16_t)x.hi, (uint16_t)x.low);
     case MASTER_ECC8:
-        return ecc8_value(x.hi, (int8_t)x.low);
+        return ecc8_value((uint16_t)x.hi, (int8_t)x.low);
     default:
-        return of_bf16(x.hi);
+        return of_bf16((uint16_t)x.hi);
     }
 }
 

@@ -87,13 +87,14 @@ static __device__ __forceinline__ int state_of(int value)
     return value == VALUE_AVERAGE || value == VALUE_RESIDUAL ? 0 : -1;
 }
 
-/* What memory holds of a value of an element; see struct coded. */
+/*
+ * What memory holds of a value of an element; see struct coded.  No union: before a register is
+ * loaded again, a thread waits for what it was loaded with.
+ */
 struct coded_value {
     float grad;
-    union {
-        coded_master master;
-        coded state;
-    };
+    coded_master master;
+    coded state;
 };
 
 static __device__ __forceinline__ coded_value load_value(const update_part &part, size_t i,

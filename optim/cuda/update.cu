@@ -218,7 +218,9 @@ static __device__ __forceinline__ uint32_t moment_of(const update_part &part, fl
 
     decode_states(part, i, x, s);
     clipped_step(part, x.grad * grad_scale, decode_master(part, x.master), s);
-    return map_key(false, one_nan(s[part.rank1]));
+
+    /* An index that is not known here would put s in memory. */
+    return map_key(false, one_nan(part.rank1 == 0 ? s[0] : part.rank1 == 1 ? s[1] : s[2]));
 }
 
 /* All threads must call it. */

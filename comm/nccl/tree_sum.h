@@ -1,6 +1,7 @@
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include "runtime/device/cuda.h"
+
 #include <stddef.h>
 
 #ifdef __cplusplus
@@ -22,8 +23,8 @@ struct tree_inputs {
  * `count` at the largest power of two below it, as comm_tree_sum on the host does, and gives the
  * same bits.  `out` overlaps no input.  n may be 0; count is 1 to 65536.
  */
-cudaError_t comm_tree_sum_launch(cudaStream_t stream, const struct tree_inputs *in, size_t n,
-                                 float *out);
+shoal_status comm_tree_sum_launch(cudaStream_t stream, const struct tree_inputs *in, size_t n,
+                                  float *out);
 
 #ifdef __cplusplus
 }

@@ -65,6 +65,11 @@ static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w)
     return {x, y, z, w};
 }
 
+static inline float __fadd_rn(float x, float y)
+{
+    return x + y;
+}
+
 static inline float __uint_as_float(uint32_t bits)
 {
     float x;

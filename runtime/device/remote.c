@@ -2,8 +2,8 @@
 #include "runtime/base/pages.h"
 #include "runtime/device/device_internal.h"
 
-#include <errno.h>
 #include <pthread.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -11,7 +11,8 @@
 /*
  * The test device.  Its memory is host memory without any access rights but inside copies and
  * inside `expose`, so that host code which follows a device pointer faults as it would on a GPU
- * without a way to read it; `limit` takes rights from copies and operations, too.
+ * without a way to read it; `limit` takes rights from copies and operations, and to the host memory
+ * beside the device from everyone.
  *
  * Its queues complete at once.  Their time is one that tests can foretell: an operation takes a
  * second of its queue, of COMPUTE four, waits take as long as a GPU's would, and all else takes none.
@@ -31,9 +32,10 @@ struct remote {
     int n_limits;
     double queue_seconds[QUEUE_COUNT], host_seconds;
     int n_regions;
-    struct {
+    struct region {
         void *base;
         size_t n_bytes;
+        bool on_host; /* from host_alloc: open but for limits */
     } regions[MAX_REGIONS];
 };
 
@@ -49,36 +51,39 @@ static void set_rights(void *base, size_t n_bytes, int rights)
         abort();
 }
 
-static bool holds(const struct remote *remote, const struct device_range *range)
+static bool is_open(const struct remote *remote, const struct region *region)
 {
-    for (int i = 0; i < remote->n_regions; i++)
-        if ((uintptr_t)range->base - (uintptr_t)remote->regions[i].base <
-            remote->regions[i].n_bytes)
-            return true;
-    return false;
+    return region->on_host || remote->exposed > 0;
 }
 
-static void protect(struct remote *remote, int rights)
+static bool is_limited_in(const struct region *region, const struct device_range *range)
+{
+    return (uintptr_t)range->base - (uintptr_t)region->base < region->n_bytes;
+}
+
+static void protect(struct remote *remote)
 {
     static const int limited[] = {[DEVICE_NO_ACCESS] = PROT_NONE,
                                   [DEVICE_READ] = PROT_READ,
                                   [DEVICE_WRITE] = PROT_READ | PROT_WRITE};
 
-    for (int i = 0; i < remote->n_regions; i++)
-        set_rights(remote->regions[i].base, remote->regions[i].n_bytes, rights);
-    for (int i = 0; rights != PROT_NONE && i < remote->n_limits; i++)
-        if (holds(remote, &remote->limits[i]))
-            set_rights(remote->limits[i].base, remote->limits[i].n_bytes,
-                       limited[remote->limits[i].rights]);
+    for (int i = 0; i < remote->n_regions; i++) {
+        const struct region *region = &remote->regions[i];
+        const bool open = is_open(remote, region);
+
+        set_rights(region->base, region->n_bytes, open ? PROT_READ | PROT_WRITE : PROT_NONE);
+        for (int k = 0; open && k < remote->n_limits; k++)
+            if (is_limited_in(region, &remote->limits[k]))
+                set_rights(remote->limits[k].base, remote->limits[k].n_bytes,
+                           limited[remote->limits[k].rights]);
+    }
 }
 
 static void set_exposed(struct remote *remote, bool on)
 {
     pthread_mutex_lock(&remote->lock);
-    if (on && remote->exposed++ == 0)
-        protect(remote, PROT_READ | PROT_WRITE);
-    if (!on && --remote->exposed == 0)
-        protect(remote, PROT_NONE);
+    if ((on && remote->exposed++ == 0) || (!on && --remote->exposed == 0))
+        protect(remote);
     pthread_mutex_unlock(&remote->lock);
 }
 
@@ -98,8 +103,7 @@ static void remote_limit(struct device *device, const struct device_range *range
     pthread_mutex_lock(&remote->lock);
     remote->limits = ranges;
     remote->n_limits = n;
-    if (remote->exposed > 0)
-        protect(remote, PROT_READ | PROT_WRITE);
+    protect(remote);
     pthread_mutex_unlock(&remote->lock);
 }
 
@@ -115,57 +119,67 @@ static void remote_close(struct device *device)
     free(device);
 }
 
-static shoal_status remote_alloc(struct device *device, const char *name, size_t n_bytes,
-                                 void **ptr_out)
+static shoal_status add_region(struct remote *remote, const char *name, struct region region)
 {
-    struct remote *remote = remote_of(device);
     shoal_status status = SHOAL_OK;
 
     pthread_mutex_lock(&remote->lock);
-    int rights = remote->exposed > 0 ? PROT_READ | PROT_WRITE : PROT_NONE;
-    void *base = mmap(NULL, n_bytes, rights, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == MAP_FAILED) {
-        status =
-            fail(SHOAL_ERR_NOMEM, "%s: cannot map %zu bytes: %s", name, n_bytes, strerror(errno));
-    } else if (remote->n_regions == MAX_REGIONS) {
-        munmap(base, n_bytes);
+    if (remote->n_regions == MAX_REGIONS) {
         status = fail(SHOAL_ERR_NOMEM, "%s: the test device holds %d regions already", name,
                       MAX_REGIONS);
     } else {
-        remote->regions[remote->n_regions].base = base;
-        remote->regions[remote->n_regions++].n_bytes = n_bytes;
-        *ptr_out = base;
+        remote->regions[remote->n_regions++] = region;
+        if (!is_open(remote, &region))
+            set_rights(region.base, region.n_bytes, PROT_NONE);
     }
     pthread_mutex_unlock(&remote->lock);
     return status;
 }
 
-static void remote_free(struct device *device, void *ptr, size_t n_bytes)
+static void remove_region(struct remote *remote, const void *base)
 {
-    struct remote *remote = remote_of(device);
-
-    if (ptr == NULL)
-        return;
     pthread_mutex_lock(&remote->lock);
     for (int i = 0; i < remote->n_regions; i++)
-        if (remote->regions[i].base == ptr) {
+        if (remote->regions[i].base == base) {
             remote->regions[i] = remote->regions[--remote->n_regions];
             break;
         }
-    munmap(ptr, n_bytes);
     pthread_mutex_unlock(&remote->lock);
+}
+
+static shoal_status alloc_region(struct device *device, const char *name, size_t n_bytes,
+                                 bool on_host, void **ptr_out)
+{
+    void *base = NULL;
+
+    SHOAL_TRY(pages_alloc(name, n_bytes, &base));
+    shoal_status status =
+        add_region(remote_of(device), name, (struct region){base, n_bytes, on_host});
+    if (status != SHOAL_OK) {
+        pages_free(base, n_bytes);
+        return status;
+    }
+    *ptr_out = base;
+    return SHOAL_OK;
+}
+
+static shoal_status remote_alloc(struct device *device, const char *name, size_t n_bytes,
+                                 void **ptr_out)
+{
+    return alloc_region(device, name, n_bytes, false, ptr_out);
 }
 
 static shoal_status remote_host_alloc(struct device *device, const char *name, size_t n_bytes,
                                       void **ptr_out)
 {
-    (void)device;
-    return pages_alloc(name, n_bytes, ptr_out);
+    return alloc_region(device, name, n_bytes, true, ptr_out);
 }
 
-static void remote_host_free(struct device *device, void *ptr, size_t n_bytes)
+static void remote_free(struct device *device, void *ptr, size_t n_bytes)
 {
-    (void)device;
+    if (ptr == NULL)
+        return;
+    remove_region(remote_of(device), ptr);
     pages_free(ptr, n_bytes);
 }
 
@@ -270,7 +284,7 @@ static const struct device_ops remote_ops = {.name = "remote",
                                              .alloc = remote_alloc,
                                              .free = remote_free,
                                              .host_alloc = remote_host_alloc,
-                                             .host_free = remote_host_free,
+                                             .host_free = remote_free,
                                              .memory = remote_memory,
                                              .copy = remote_copy,
                                              .zero = remote_zero,

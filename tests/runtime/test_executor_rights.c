@@ -131,6 +131,20 @@ Test(executor_rights, do_not_let_write_what_is_only_read, .signal = SIGSEGV)
     run();
 }
 
+Test(executor_rights, do_not_hold_other_slots_beside_the_device, .signal = SIGSEGV)
+{
+    int spare = 0;
+    void *host = NULL;
+
+    cr_assert_eq(plan_slot(plan, "host", PLAN_DATA, SPACE_HOST, SLOT_BYTES, &spare), SHOAL_OK);
+    cr_assert_eq(device->ops->host_alloc(device, "host", plan_space_bytes(plan, SPACE_HOST), &host),
+                 SHOAL_OK);
+    plan_bind(plan, SPACE_HOST, host);
+    *(char *)host = 1;
+    append(0, 1, host, end_of(1), false);
+    run();
+}
+
 Test(executor_rights, are_the_same_for_copies_of_the_host, .signal = SIGSEGV)
 {
     append(0, 1, end_of(2), end_of(1), true);

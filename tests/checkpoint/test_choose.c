@@ -1,6 +1,6 @@
 #include "checkpoint/checkpoint_internal.h"
 #include "tests/checkpoint/faults.h"
-#include "tests/checkpoint/support.h"
+#include "tests/checkpoint/fixture.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -19,28 +19,14 @@
  * says nothing about a checkpoint, and must not cost the steps since the one before.
  */
 
-static char root[256];
-static struct layout *layout;
-
 /* Steps 1 and 2, by two ranks. */
 static void setup(void)
 {
-    struct job job;
-
     setenv("SHOAL_IO", "sync", 1);
-    make_root(root);
-    layout = test_layout(false);
-    job = (struct job){.root = root, .layout = layout, .step = 2, .first_save = 1};
-    cr_assert_eq(save_with(2, &job), SHOAL_OK, "%s", shoal_last_error());
+    fixture_saved(2);
 }
 
-static void teardown(void)
-{
-    layout_destroy(layout);
-    remove_tree(root);
-}
-
-TestSuite(ckpt_choose, .init = setup, .fini = teardown);
+TestSuite(ckpt_choose, .init = setup, .fini = fixture_teardown);
 
 /* The step that is taken; -1: none, *status_out says why. */
 static int64_t chosen_step(const char *path, shoal_status *status_out)

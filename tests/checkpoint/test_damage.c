@@ -1,5 +1,5 @@
 #include "checkpoint/checkpoint_internal.h"
-#include "tests/checkpoint/support.h"
+#include "tests/checkpoint/fixture.h"
 
 #include <criterion/criterion.h>
 #include <dirent.h>
@@ -11,26 +11,12 @@
 
 /* Damaged and foreign checkpoints: every change is detected or changes nothing that is read. */
 
-static char root[256];
-static struct layout *layout;
-
 static void setup(void)
 {
-    struct job job;
-
-    make_root(root);
-    layout = test_layout(false);
-    job = (struct job){.root = root, .layout = layout, .step = 2, .first_save = 1};
-    cr_assert_eq(save_with(2, &job), SHOAL_OK, "%s", shoal_last_error());
+    fixture_saved(2);
 }
 
-static void teardown(void)
-{
-    layout_destroy(layout);
-    remove_tree(root);
-}
-
-TestSuite(ckpt_damage, .init = setup, .fini = teardown);
+TestSuite(ckpt_damage, .init = setup, .fini = fixture_teardown);
 
 static const char *const files[] = {"COMMIT", "manifest.h5", "rank-00000.h5", "rank-00001.h5"};
 

@@ -1,6 +1,6 @@
 #include "checkpoint/checkpoint_internal.h"
 #include "runtime/shoal.h"
-#include "tests/checkpoint/support.h"
+#include "tests/checkpoint/fixture.h"
 
 #include <criterion/criterion.h>
 #include <stdio.h>
@@ -11,28 +11,19 @@
 
 /* Manifests that mean harm; their checksums fit. */
 
-static char root[256];
 static char manifest[512];
-static struct layout *layout;
 
 static void setup(void)
 {
     struct job job;
 
-    make_root(root);
-    layout = test_layout(false);
+    fixture_empty();
     job = (struct job){.root = root, .layout = layout, .step = 2};
     cr_assert_eq(save_with(1, &job), SHOAL_OK, "%s", shoal_last_error());
     file_in_step(manifest, root, 2, "manifest.h5");
 }
 
-static void teardown(void)
-{
-    layout_destroy(layout);
-    remove_tree(root);
-}
-
-TestSuite(ckpt_hostile, .init = setup, .fini = teardown, .timeout = 20);
+TestSuite(ckpt_hostile, .init = setup, .fini = fixture_teardown, .timeout = 20);
 
 static hid_t edit(void)
 {

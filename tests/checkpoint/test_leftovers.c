@@ -1,6 +1,6 @@
 #include "checkpoint/checkpoint_internal.h"
 #include "tests/checkpoint/faults.h"
-#include "tests/checkpoint/support.h"
+#include "tests/checkpoint/fixture.h"
 
 #include <criterion/criterion.h>
 #include <dirent.h>
@@ -13,22 +13,7 @@
 
 /* What saving leaves behind, removes and must not remove. */
 
-static char root[256];
-static struct layout *layout;
-
-static void setup(void)
-{
-    make_root(root);
-    layout = test_layout(false);
-}
-
-static void teardown(void)
-{
-    layout_destroy(layout);
-    remove_tree(root);
-}
-
-TestSuite(ckpt_leftovers, .init = setup, .fini = teardown);
+TestSuite(ckpt_leftovers, .init = fixture_empty, .fini = fixture_teardown);
 
 static void save_step(int64_t step, int keep)
 {

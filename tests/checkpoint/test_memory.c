@@ -1,5 +1,5 @@
 #include "checkpoint/checkpoint_internal.h"
-#include "tests/checkpoint/support.h"
+#include "tests/checkpoint/fixture.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -47,26 +47,12 @@ EXPORTED void *realloc(void *old, size_t n_bytes)
     return allocation_fails() ? NULL : __libc_realloc(old, n_bytes);
 }
 
-static char root[256];
-static struct layout *layout;
-
 static void setup(void)
 {
-    struct job job;
-
-    make_root(root);
-    layout = test_layout(false);
-    job = (struct job){.root = root, .layout = layout, .step = 2, .first_save = 1};
-    cr_assert_eq(save_with(1, &job), SHOAL_OK, "%s", shoal_last_error());
+    fixture_saved(1);
 }
 
-static void teardown(void)
-{
-    layout_destroy(layout);
-    remove_tree(root);
-}
-
-TestSuite(ckpt_memory, .init = setup, .fini = teardown);
+TestSuite(ckpt_memory, .init = setup, .fini = fixture_teardown);
 
 enum { UNTOUCHED = 42, OLDER_STEP = 43 };
 

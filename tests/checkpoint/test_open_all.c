@@ -1,6 +1,6 @@
 #include "checkpoint/checkpoint_internal.h"
 #include "tests/checkpoint/faults.h"
-#include "tests/checkpoint/support.h"
+#include "tests/checkpoint/fixture.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -14,23 +14,13 @@
 
 enum { RANKS = 3 };
 
-static char root[256];
-static struct layout *layout;
-
 static void setup(void)
 {
     setenv("SHOAL_IO", "sync", 1);
-    make_root(root);
-    layout = test_layout(false);
+    fixture_empty();
 }
 
-static void teardown(void)
-{
-    layout_destroy(layout);
-    remove_tree(root);
-}
-
-TestSuite(ckpt_open_all, .init = setup, .fini = teardown);
+TestSuite(ckpt_open_all, .init = setup, .fini = fixture_teardown);
 
 static void save_steps(const char *to, int64_t last, int n_before)
 {

@@ -1,5 +1,5 @@
 #include "checkpoint/checkpoint_internal.h"
-#include "tests/checkpoint/support.h"
+#include "tests/checkpoint/fixture.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -16,22 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static char root[256];
-static struct layout *layout;
-
-static void setup(void)
-{
-    make_root(root);
-    layout = test_layout(false);
-}
-
-static void teardown(void)
-{
-    layout_destroy(layout);
-    remove_tree(root);
-}
-
-TestSuite(ckpt_store, .init = setup, .fini = teardown);
+TestSuite(ckpt_store, .init = fixture_empty, .fini = fixture_teardown);
 
 /* In place of the C library's: notes what is synced. */
 static char synced[4096];

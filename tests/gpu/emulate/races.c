@@ -234,7 +234,7 @@ void __tsan_write_range(void *p, size_t n_bytes)
     access_range(WRITE, p, n_bytes, PLACE);
 }
 
-/* clang calls these for what it knows as memcpy and its like. */
+/* For what clang knows as these, and for all copies of kernels (cuda_runtime.h). */
 void *__tsan_memcpy(void *to, const void *from, size_t n_bytes);
 void *__tsan_memset(void *to, int value, size_t n_bytes);
 
@@ -255,12 +255,5 @@ void *emulate_atomic_copy(void *to, const void *from, size_t n_bytes)
 {
     access_range(ATOMIC, from, n_bytes, PLACE);
     access_range(ATOMIC, to, n_bytes, PLACE);
-    return memcpy(to, from, n_bytes);
-}
-
-void *emulate_copy(void *to, const void *from, size_t n_bytes)
-{
-    access_range(READ, from, n_bytes, PLACE);
-    access_range(WRITE, to, n_bytes, PLACE);
     return memcpy(to, from, n_bytes);
 }

@@ -88,9 +88,9 @@ static inline uint32_t __float_as_uint(float x)
 
 #ifdef EMULATE_RACES
 /* In races.c: accesses that the compiler would not report, or not as atomic. */
-extern "C" void *emulate_copy(void *to, const void *from, size_t n_bytes);
+extern "C" void *__tsan_memcpy(void *to, const void *from, size_t n_bytes);
 extern "C" void *emulate_atomic_copy(void *to, const void *from, size_t n_bytes);
-#define memcpy emulate_copy
+#define memcpy __tsan_memcpy
 #else
 #define emulate_atomic_copy memcpy
 #endif

@@ -94,7 +94,7 @@ Test(ckpt_world, one_rank_without_descriptors_ends_the_opening_on_all)
     cr_assert_eq(save("2", "3", "1", ""), 0, "%s", output);
     cr_expect_eq(run_job("3", "open", "3"), 0, "%s", output);
     for (int rank = 0; rank < 3; rank++) {
-        char number[8], text[64];
+        char number[16], text[64];
         int n = 0;
 
         snprintf(number, sizeof number, "%d", rank);

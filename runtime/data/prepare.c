@@ -1,5 +1,7 @@
 #include "runtime/data/data_internal.h"
 
+#include "runtime/base/files.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -68,26 +70,21 @@ static shoal_status open_temporary(const char *path, char *temporary, size_t n_b
 struct output {
     const char *path;
     int fd;
-    uint64_t offset_bytes, n_bytes;
+    uint64_t n_bytes;
 };
 
-static shoal_status write_fully(struct output *output, const void *bytes, size_t n_bytes)
+static shoal_status write_fully(const struct output *output, const void *bytes, size_t n_bytes)
 {
-    for (size_t done = 0; done < n_bytes;) {
-        ssize_t n = write(output->fd, (const char *)bytes + done, n_bytes - done);
+    if (files_write_all(output->fd, bytes, n_bytes) == 0)
+        return SHOAL_OK;
 
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return fail_write(output->path, output->offset_bytes, output->n_bytes,
-                              n < 0 ? errno : ENOSPC);
-        done += (size_t)n;
-        output->offset_bytes += (uint64_t)n;
-    }
-    return SHOAL_OK;
+    const int error = errno;
+
+    return fail_write(output->path, (uint64_t)lseek(output->fd, 0, SEEK_CUR), output->n_bytes,
+                      error);
 }
 
-static shoal_status write_stream(struct output *output, const struct data_stream *stream,
+static shoal_status write_stream(const struct output *output, const struct data_stream *stream,
                                  bool is_wide)
 {
     int32_t header[LLMC_HEADER_BYTES / 4] = {
@@ -121,15 +118,8 @@ static shoal_status sync_directory(const char *path)
 
     if (slash != NULL)
         snprintf(directory, sizeof directory, "%.*s", (int)(slash - path) + 1, path);
-    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
+    if (files_sync_dir(directory) != 0)
         return fail(SHOAL_ERR_IO, "%s: cannot sync: %s", directory, strerror(errno));
-    int result = fsync(fd);
-    int error = errno;
-    close(fd);
-    /* Some file systems cannot sync a directory and say EINVAL: nothing more can be done then. */
-    if (result != 0 && error != EINVAL)
-        return fail(SHOAL_ERR_IO, "%s: cannot sync: %s", directory, strerror(error));
     return SHOAL_OK;
 }
 
@@ -151,11 +141,11 @@ static shoal_status write_file(const struct data_stream *stream, const char *pat
     SHOAL_TRY(open_temporary(path, temporary, sizeof temporary, &output.fd));
     SHOAL_TRY_GOTO(write_stream(&output, stream, is_wide), err_close);
     if (fsync(output.fd) != 0) {
-        status = fail_write(path, output.offset_bytes, output.n_bytes, errno);
+        status = fail_write(path, output.n_bytes, output.n_bytes, errno);
         goto err_close;
     }
     if (close(output.fd) != 0) {
-        status = fail_write(path, output.offset_bytes, output.n_bytes, errno);
+        status = fail_write(path, output.n_bytes, output.n_bytes, errno);
         goto err_unlink;
     }
     if (rename(temporary, path) != 0) {
